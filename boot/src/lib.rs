@@ -1,0 +1,1 @@
+//! Puts a kernel, its command line and its firmware tables into guest memory.

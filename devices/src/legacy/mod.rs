@@ -1,0 +1,1 @@
+//! Legacy PC devices: serial ports, keyboard controller, ACPI power and event registers.

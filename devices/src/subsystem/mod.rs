@@ -1,0 +1,1 @@
+//! NVM subsystems: they own namespaces; controllers come and go.

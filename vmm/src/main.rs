@@ -1,0 +1,3 @@
+//! berth: a minimal virtual machine monitor with NVMe built in.
+
+fn main() {}
