@@ -5,6 +5,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod fakes;
+mod features;
 mod harness;
 mod identify;
 mod queues;
