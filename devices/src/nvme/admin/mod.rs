@@ -214,6 +214,9 @@ impl Admin {
             let sizes = (u32::from(aqa.asqs_z()) + 1, u32::from(aqa.acqs_z()) + 1);
             match enable(controller, cc, (asq, acq), sizes) {
                 Ok(group) => {
+                    // What was written to doorbells of no queue before is no news to this driver.
+                    self.events = AsyncEvents::default();
+                    let _ = controller.core().take_doorbell_errors();
                     self.state = State::Enabled(Box::new(group));
                     controller.registers().csts.set_rdy(true);
                 }

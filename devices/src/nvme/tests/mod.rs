@@ -8,5 +8,7 @@ mod fakes;
 mod features;
 mod harness;
 mod identify;
+mod logs;
+mod namespaces;
 mod queues;
 mod registers;
