@@ -6,8 +6,10 @@
 
 mod fakes;
 mod features;
+mod full;
 mod harness;
 mod identify;
+mod io;
 mod logs;
 mod namespaces;
 mod queues;
