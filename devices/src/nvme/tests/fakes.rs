@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -161,7 +161,7 @@ impl MainLoop {
         let gate = Arc::clone(&serving);
         let thread = std::thread::spawn(move || {
             while wait_readable(controller.event(), &stopped) {
-                let _gate = gate.lock().unwrap();
+                let _gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
                 controller.service();
             }
         });
@@ -181,9 +181,9 @@ impl MainLoop {
 impl Drop for MainLoop {
     fn drop(&mut self) {
         self.stop.write(1).unwrap();
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
+        let ended = self.thread.take().map(std::thread::JoinHandle::join);
+        let failed = matches!(ended, Some(Err(_)));
+        assert!(!failed || std::thread::panicking(), "the main loop panicked");
     }
 }
 

@@ -76,6 +76,17 @@ impl Machine {
         address
     }
 
+    /// Where allocation is, for tests that go round many times.
+    pub fn mark(&self) -> u64 {
+        self.next_page.load(Ordering::Relaxed)
+    }
+
+    /// Frees what was allocated since [`Machine::mark`]; it is zero again.
+    pub fn rewind(&self, mark: u64) {
+        let end = self.next_page.swap(mark, Ordering::Relaxed);
+        self.write(mark * PAGE, &vec![0; ((end - mark) * PAGE) as usize]);
+    }
+
     pub fn page(&self) -> u64 {
         self.alloc(PAGE)
     }

@@ -14,3 +14,4 @@ mod logs;
 mod namespaces;
 mod queues;
 mod registers;
+mod shadow;
