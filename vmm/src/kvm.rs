@@ -2,13 +2,9 @@
 
 use std::sync::Arc;
 
+use boot::layout;
 use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
-
-/// Three pages that KVM needs on Intel hosts; in the 256 KiB that every PC leaves to firmware.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-/// One more page, for the same hosts, in front of them.
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// Why there is no virtual machine.
 #[derive(Debug, thiserror::Error)]
@@ -106,9 +102,10 @@ pub fn create_vm(kvm: &Kvm, cpus: u8) -> Result<Arc<VmFd>, KvmError> {
     let vm = kvm
         .create_vm()
         .map_err(refused("create a virtual machine"))?;
-    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+    let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(refused("place the identity map"))?;
-    vm.set_tss_address(TSS_ADDRESS)
+    vm.set_tss_address(tss)
         .map_err(refused("place the TSS"))?;
     vm.create_irq_chip()
         .map_err(refused("create the interrupt controllers"))?;

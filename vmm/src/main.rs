@@ -1,3 +1,13 @@
 //! berth: a minimal virtual machine monitor with NVMe built in.
 
+mod console;
+mod cpuid;
+mod event_loop;
+mod exit;
+mod interrupt;
+mod kvm;
+mod memory;
+mod terminal;
+mod vcpu;
+
 fn main() {}

@@ -1,0 +1,382 @@
+//! vCPUs: their first state, their threads, and what their exits mean.
+
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use boot::cpu::{CpuState, Segment};
+use devices::bus::Bus;
+use devices::ram::GuestRam;
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+};
+use kvm_ioctls::{KvmRunWrapper, VcpuExit, VcpuFd, VmFd};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::cpuid::Template;
+use crate::exit::{ExitReason, Outcome};
+use crate::kvm::{KvmError, refused};
+
+/// How often a vCPU thread is told again to stop.
+const KICK_INTERVAL: Duration = Duration::from_millis(20);
+/// x86 instructions are at most this long.
+const MAX_INSTRUCTION: usize = 15;
+
+/// What all vCPUs of a machine share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Port I/O.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+    /// Guest memory, to show the instruction that failed.
+    pub ram: GuestRam,
+    /// Where the end of the run is reported.
+    pub outcome: Arc<Outcome>,
+}
+
+/// A vCPU that has not started.
+pub struct Vcpu {
+    id: u8,
+    fd: VcpuFd,
+    /// A second mapping of the vCPU's page, for what kvm-ioctls does not pass on.
+    page: KvmRunWrapper,
+    run_size: usize,
+}
+
+impl Vcpu {
+    /// Makes vCPU `id` with its CPUID and the MSRs that firmware would have set.
+    ///
+    /// # Errors
+    /// KVM refused something.
+    pub fn new(vm: &VmFd, id: u8, cpuid: &Template) -> Result<Self, KvmError> {
+        let fd = vm
+            .create_vcpu(u64::from(id))
+            .map_err(refused("create a vCPU"))?;
+        fd.set_cpuid2(&cpuid.for_vcpu(id)?)
+            .map_err(refused("set a vCPU's CPUID"))?;
+        set_msrs(&fd);
+        set_local_interrupts(&fd)?;
+        let run_size = vm.run_size();
+        let page = KvmRunWrapper::mmap_from_fd(&fd, run_size)
+            .map_err(refused("map a vCPU's page"))?;
+        Ok(Self {
+            id,
+            fd,
+            page,
+            run_size,
+        })
+    }
+
+    /// Lets this vCPU start in `state`. The others wait for the guest to start them.
+    ///
+    /// # Errors
+    /// KVM refused the registers.
+    pub fn set_entry(&self, state: &CpuState) -> Result<(), KvmError> {
+        let mut sregs = self
+            .fd
+            .get_sregs()
+            .map_err(refused("read a vCPU's segments"))?;
+        set_segments(&mut sregs, state);
+        self.fd
+            .set_sregs(&sregs)
+            .map_err(refused("set a vCPU's segments"))?;
+        self.fd
+            .set_regs(&kvm_regs {
+                rip: state.rip,
+                rsi: state.rsi,
+                rbx: state.rbx,
+                rflags: state.rflags,
+                ..Default::default()
+            })
+            .map_err(refused("set a vCPU's registers"))
+    }
+}
+
+fn set_segments(sregs: &mut kvm_sregs, state: &CpuState) {
+    sregs.cs = segment(&state.cs);
+    let data = segment(&state.data);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = segment(&state.tr);
+    sregs.gdt.base = state.gdt_base;
+    sregs.gdt.limit = state.gdt_limit;
+    // No interrupt can be taken before the kernel has its own table.
+    sregs.idt.base = 0;
+    sregs.idt.limit = 0;
+    sregs.cr0 = state.cr0;
+    sregs.cr3 = state.cr3;
+    sregs.cr4 = state.cr4;
+    sregs.efer = state.efer;
+}
+
+fn segment(from: &Segment) -> kvm_segment {
+    kvm_segment {
+        base: from.base,
+        limit: from.limit,
+        selector: from.selector,
+        type_: from.type_,
+        present: from.present,
+        dpl: from.dpl,
+        db: from.db,
+        s: from.s,
+        l: from.l,
+        g: from.g,
+        ..Default::default()
+    }
+}
+
+/// Memory is write-back by default and string instructions are fast, as firmware leaves it.
+fn set_msrs(fd: &VcpuFd) {
+    const IA32_MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+    const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+    for (index, data) in [IA32_MISC_ENABLE, MTRR_DEF_TYPE] {
+        let entry = kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let set = Msrs::from_entries(&[entry]).map(|msrs| fd.set_msrs(&msrs));
+        // Guests run without: they only lose speed or a warning in their log.
+        if !matches!(set, Ok(Ok(1))) {
+            tracing::debug!("KVM has no MSR {index:#x}");
+        }
+    }
+}
+
+/// The wiring that the MADT promises: PIC on LINT0, NMI on LINT1.
+fn set_local_interrupts(fd: &VcpuFd) -> Result<(), KvmError> {
+    const LVT_LINT0: usize = 0x350;
+    const LVT_LINT1: usize = 0x360;
+    const EXT_INT: u8 = 7;
+    const NMI: u8 = 4;
+    let mut lapic = fd
+        .get_lapic()
+        .map_err(refused("read a local interrupt controller"))?;
+    for (register, mode) in [(LVT_LINT0, EXT_INT), (LVT_LINT1, NMI)] {
+        // The delivery mode is bits 10:8, which is the low part of the second byte; not masked.
+        lapic.regs[register + 1] = lapic.regs[register + 1] & !7 | mode.cast_signed();
+        lapic.regs[register + 2] &= !1;
+    }
+    fd.set_lapic(&lapic)
+        .map_err(refused("set a local interrupt controller"))
+}
+
+/// The running vCPUs of a machine.
+pub struct Threads {
+    threads: Vec<Running>,
+    stopping: Arc<AtomicBool>,
+    ended: mpsc::Receiver<u8>,
+}
+
+struct Running {
+    id: u8,
+    handle: JoinHandle<()>,
+    /// The vCPU's page, to tell KVM not to enter the guest again.
+    page: Mutex<KvmRunWrapper>,
+}
+
+impl Threads {
+    /// Starts one thread per vCPU, named `vcpu0` and so on.
+    ///
+    /// # Errors
+    /// No thread could be made, or a page could not be mapped.
+    pub fn start(vcpus: Vec<Vcpu>, shared: &Shared) -> io::Result<Self> {
+        extern "C" fn interrupted(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        // Its only purpose is to interrupt KVM_RUN.
+        register_signal_handler(SIGRTMIN(), interrupted)?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (report, ended) = mpsc::channel();
+        let mut threads = Vec::new();
+        for vcpu in vcpus {
+            let page = KvmRunWrapper::mmap_from_fd(&vcpu.fd, vcpu.run_size)?;
+            let id = vcpu.id;
+            let runner = Runner {
+                vcpu,
+                shared: shared.clone(),
+                stopping: Arc::clone(&stopping),
+            };
+            let report = report.clone();
+            let handle = thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .spawn(move || {
+                    runner.run();
+                    // The receiver is gone only if nobody waits.
+                    let _ = report.send(id);
+                })?;
+            threads.push(Running {
+                id,
+                handle,
+                page: Mutex::new(page),
+            });
+        }
+        Ok(Self {
+            threads,
+            stopping,
+            ended,
+        })
+    }
+
+    /// Stops all vCPUs; returns those that did not stop within `limit`.
+    pub fn stop(mut self, limit: Duration) -> Vec<u8> {
+        self.stopping.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + limit;
+        while !self.threads.is_empty() {
+            self.threads.iter().for_each(Running::kick);
+            match self.ended.recv_timeout(KICK_INTERVAL) {
+                Ok(id) => self.threads.retain(|thread| thread.id != id),
+                Err(_) if Instant::now() >= deadline => break,
+                Err(_) => {}
+            }
+        }
+        self.threads.iter().map(|thread| thread.id).collect()
+    }
+}
+
+impl Running {
+    /// Makes KVM_RUN return, or return at once when it is called next.
+    fn kick(&self) {
+        let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
+        let flag = &raw mut page.as_mut_ref().immediate_exit;
+        // SAFETY: the flag lies in a mapping that `page` owns. KVM reads it concurrently.
+        unsafe { ptr::write_volatile(flag, 1) };
+        // SAFETY: the thread was not joined, so its id is valid.
+        unsafe { libc::pthread_kill(self.handle.as_pthread_t(), SIGRTMIN()) };
+    }
+}
+
+/// One vCPU on its thread.
+struct Runner {
+    vcpu: Vcpu,
+    shared: Shared,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Runner {
+    fn run(mut self) {
+        while !self.stopping.load(Ordering::SeqCst) && self.shared.outcome.reason().is_none() {
+            if let Some(reason) = self.step() {
+                self.shared.outcome.end(reason);
+            }
+        }
+    }
+
+    /// Runs the guest until its next exit and handles that; a reason ends the machine.
+    fn step(&mut self) -> Option<ExitReason> {
+        let Shared { ports, mmio, .. } = &self.shared;
+        let id = self.vcpu.id;
+        let exit = match self.vcpu.fd.run() {
+            Ok(exit) => exit,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return None,
+            Err(error) => return Some(failure(id, &format!("KVM_RUN failed: {error}"))),
+        };
+        match exit {
+            VcpuExit::MmioWrite(address, data) => {
+                mmio.write(address, data);
+            }
+            VcpuExit::MmioRead(address, data) => {
+                mmio.read(address, data);
+            }
+            VcpuExit::IoOut(port, data) => {
+                for item in data.chunks(port_width(&self.vcpu.page)) {
+                    ports.write(u64::from(port), item);
+                }
+            }
+            VcpuExit::IoIn(port, data) => {
+                for item in data.chunks_mut(port_width(&self.vcpu.page)) {
+                    ports.read(u64::from(port), item);
+                }
+            }
+            VcpuExit::Intr | VcpuExit::IrqWindowOpen => {}
+            VcpuExit::Shutdown => return Some(ExitReason::Crash(format!("triple fault on vCPU {id}"))),
+            VcpuExit::SystemEvent(event, _) => return Some(system_event(id, event)),
+            VcpuExit::FailEntry(reason, cpu) => {
+                let text = format!(
+                    "KVM cannot enter the guest (KVM_EXIT_FAIL_ENTRY, reason {reason:#x}, host CPU \
+                     {cpu}): the host's processor refused the vCPU's state"
+                );
+                return Some(failure(id, &text));
+            }
+            VcpuExit::InternalError => return Some(self.internal_error()),
+            VcpuExit::MemoryFault { gpa, size, .. } => {
+                let text = format!("the host cannot provide guest memory at {gpa:#x}+{size:#x}");
+                return Some(failure(id, &text));
+            }
+            other => return Some(failure(id, &format!("unexpected exit: {other:?}"))),
+        }
+        None
+    }
+
+    /// The guest did something that KVM has to emulate and cannot.
+    fn internal_error(&self) -> ExitReason {
+        // SAFETY: the exit reason says that this member of the union is the valid one.
+        let error = unsafe { self.vcpu.page.as_ref().__bindgen_anon_1.internal };
+        let id = self.vcpu.id;
+        let name = match error.suberror {
+            KVM_INTERNAL_ERROR_EMULATION => "instruction emulation failed",
+            KVM_INTERNAL_ERROR_SIMUL_EX => "simultaneous exceptions",
+            KVM_INTERNAL_ERROR_DELIVERY_EV => "exit during event delivery",
+            KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "unexpected hardware exit",
+            _ => "unknown",
+        };
+        let place = self.place().unwrap_or_else(|error| error.to_string());
+        let text = format!(
+            "KVM_EXIT_INTERNAL_ERROR on vCPU {id}, suberror {} ({name}), {place}",
+            error.suberror
+        );
+        if error.suberror == KVM_INTERNAL_ERROR_EMULATION {
+            ExitReason::Crash(format!(
+                "{text}; KVM cannot emulate this instruction here: use a host whose processor \
+                 offers VT-x or AMD-V"
+            ))
+        } else {
+            ExitReason::Failure(text)
+        }
+    }
+
+    /// Where the guest is, and the bytes of its instruction as far as they can be read.
+    fn place(&self) -> Result<String, kvm_ioctls::Error> {
+        let fd = &self.vcpu.fd;
+        let rip = fd.get_regs()?.rip;
+        let linear = fd.get_sregs()?.cs.base.wrapping_add(rip);
+        let bytes: Vec<_> = (0..MAX_INSTRUCTION as u64)
+            .map_while(|offset| {
+                let at = fd.translate_gva(linear.wrapping_add(offset)).ok()?;
+                let byte = self.shared.ram.read::<u8>(at.physical_address).ok();
+                byte.filter(|_| at.valid != 0)
+            })
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let bytes = if bytes.is_empty() {
+            "not readable".into()
+        } else {
+            bytes.join(" ")
+        };
+        Ok(format!("RIP {rip:#x}, instruction bytes: {bytes}"))
+    }
+}
+
+/// Width of each item of a port access, which string instructions repeat.
+fn port_width(page: &KvmRunWrapper) -> usize {
+    // SAFETY: called for KVM_EXIT_IO only, for which this member of the union is the valid one.
+    let io = unsafe { page.as_ref().__bindgen_anon_1.io };
+    usize::from(io.size).max(1)
+}
+
+fn failure(id: u8, what: &str) -> ExitReason {
+    ExitReason::Failure(format!("vCPU {id}: {what}"))
+}
+
+fn system_event(id: u8, event: u32) -> ExitReason {
+    match event {
+        KVM_SYSTEM_EVENT_SHUTDOWN => ExitReason::PowerOff,
+        KVM_SYSTEM_EVENT_RESET => ExitReason::Reset,
+        KVM_SYSTEM_EVENT_CRASH => ExitReason::Panic,
+        other => failure(id, &format!("unknown KVM_EXIT_SYSTEM_EVENT {other}")),
+    }
+}
