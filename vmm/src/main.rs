@@ -1,4 +1,10 @@
 //! berth: a minimal virtual machine monitor with NVMe built in.
+#![allow(dead_code)]
+
+mod cli;
+mod control;
+mod grammar;
+mod spec;
 
 mod console;
 mod cpuid;
