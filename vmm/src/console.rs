@@ -293,11 +293,7 @@ impl PanicLine {
 ///
 /// # Errors
 /// No thread could be made.
-pub fn start_input(
-    port: Arc<SerialPort>,
-    outcome: Arc<Outcome>,
-    terminal: bool,
-) -> io::Result<()> {
+pub fn start_input(port: Arc<SerialPort>, outcome: Arc<Outcome>, terminal: bool) -> io::Result<()> {
     let input = Input {
         port,
         outcome,
@@ -400,7 +396,10 @@ fn poll(reading: bool, event: RawFd) -> (bool, bool) {
         revents: 0,
     };
     // A negative descriptor is skipped.
-    let mut fds = [watch(if reading { libc::STDIN_FILENO } else { -1 }), watch(event)];
+    let mut fds = [
+        watch(if reading { libc::STDIN_FILENO } else { -1 }),
+        watch(event),
+    ];
     // SAFETY: the pointer and the count are of one live array.
     let count = unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
     let [input, space] = fds;
@@ -487,9 +486,14 @@ mod tests {
     fn only_ctrl_a_x_leaves() {
         let typed = |text: &[u8]| {
             let mut escape = Escape::default();
-            text.iter().map(|&byte| escape.next(byte)).collect::<Vec<_>>()
+            text.iter()
+                .map(|&byte| escape.next(byte))
+                .collect::<Vec<_>>()
         };
-        assert_eq!(typed(b"x\x01x"), [Typed::Byte(b'x'), Typed::Nothing, Typed::Leave]);
+        assert_eq!(
+            typed(b"x\x01x"),
+            [Typed::Byte(b'x'), Typed::Nothing, Typed::Leave]
+        );
         assert_eq!(typed(b"\x01\x01"), [Typed::Nothing, Typed::Byte(1)]);
         assert_eq!(
             typed(b"\x01qx"),

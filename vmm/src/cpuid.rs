@@ -202,10 +202,7 @@ mod tests {
 
     #[test]
     fn one_cpu_has_no_core_bits() {
-        assert_eq!(
-            [1, 2, 3, 4, 5, 64].map(core_bits),
-            [0, 1, 2, 2, 3, 6]
-        );
+        assert_eq!([1, 2, 3, 4, 5, 64].map(core_bits), [0, 1, 2, 2, 3, 6]);
         let cpuid = Template::from_entries(vec![leaf(1, 0)], 1, false)
             .for_vcpu(0)
             .unwrap();

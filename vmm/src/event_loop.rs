@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
 pub use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
 
 /// Names a registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,9 +61,7 @@ impl EventLoop {
             .ctl(ControlOperation::Add, fd.as_raw_fd(), event)?;
         self.next.set(id + 1);
         let handler = Rc::new(RefCell::new(handler));
-        self.entries
-            .borrow_mut()
-            .insert(id, Entry { fd, handler });
+        self.entries.borrow_mut().insert(id, Entry { fd, handler });
         Ok(Watch(id))
     }
 
@@ -179,7 +177,9 @@ mod tests {
             .unwrap();
         events.modify(watch, EventSet::empty()).unwrap();
         let inner = Rc::clone(&events);
-        events.add(&end, EventSet::IN, move |_| inner.stop()).unwrap();
+        events
+            .add(&end, EventSet::IN, move |_| inner.stop())
+            .unwrap();
         paused.write(1).unwrap();
         end.write(1).unwrap();
         events.run().unwrap();

@@ -373,7 +373,9 @@ mod tests {
         vectors.trigger(1);
         vectors.trigger(9);
         vectors.update(&[(0, message(0x30))]).unwrap();
-        vectors.update(&[(0, message(0x31)), (7, message(1))]).unwrap();
+        vectors
+            .update(&[(0, message(0x31)), (7, message(1))])
+            .unwrap();
         vectors.update(&[(0, None), (1, None)]).unwrap();
         vectors.discard();
         drop(vectors);

@@ -105,8 +105,7 @@ pub fn create_vm(kvm: &Kvm, cpus: u8) -> Result<Arc<VmFd>, KvmError> {
     let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(refused("place the identity map"))?;
-    vm.set_tss_address(tss)
-        .map_err(refused("place the TSS"))?;
+    vm.set_tss_address(tss).map_err(refused("place the TSS"))?;
     vm.create_irq_chip()
         .map_err(refused("create the interrupt controllers"))?;
     // With the dummy, port 0x61 is answered in the kernel too: Linux calibrates its clock there.

@@ -12,7 +12,10 @@ mod event_loop;
 mod exit;
 mod interrupt;
 mod kvm;
+mod machine;
 mod memory;
+mod run;
+mod signals;
 mod terminal;
 mod vcpu;
 

@@ -68,7 +68,9 @@ pub fn create(ranges: &[(u64, u64)]) -> Result<GuestRam, MemoryError> {
     let mut parts = Vec::new();
     let mut offset = 0;
     for &(address, len) in ranges {
-        let file = file.try_clone().map_err(|error| failed(error.to_string()))?;
+        let file = file
+            .try_clone()
+            .map_err(|error| failed(error.to_string()))?;
         let bytes = usize::try_from(len).map_err(|error| failed(error.to_string()))?;
         let part = Some(FileOffset::new(file, offset));
         parts.push((GuestAddress(address), bytes, part));
@@ -136,7 +138,10 @@ mod tests {
     #[test]
     fn bad_sizes_name_the_option() {
         for (ranges, text) in [
-            (vec![(0, 1 << 20)], "--memory: 1M is too small, the least is 64M"),
+            (
+                vec![(0, 1 << 20)],
+                "--memory: 1M is too small, the least is 64M",
+            ),
             (vec![(0, (64 << 20) + 1)], "is not a multiple of 1M"),
             (vec![(0, 1 << 62)], "--memory: the host cannot"),
         ] {

@@ -42,8 +42,7 @@ impl RawMode {
     /// Stops this process as the shell asked (SIGTSTP), with the terminal as it was before.
     pub fn suspend(&self) {
         restore();
-        // SAFETY: sends a signal to this process; it goes on when the shell continues it.
-        unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+        stop_process();
         self.resume();
     }
 
@@ -59,6 +58,12 @@ impl Drop for RawMode {
     fn drop(&mut self) {
         restore();
     }
+}
+
+/// Stops this process until the shell continues it.
+pub fn stop_process() {
+    // SAFETY: sends a signal to this process.
+    unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
 }
 
 /// Goes raw, unless in the background (then [`RawMode::resume`] tries again). Whether it did.

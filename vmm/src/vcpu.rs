@@ -64,8 +64,8 @@ impl Vcpu {
         set_msrs(&fd);
         set_local_interrupts(&fd)?;
         let run_size = vm.run_size();
-        let page = KvmRunWrapper::mmap_from_fd(&fd, run_size)
-            .map_err(refused("map a vCPU's page"))?;
+        let page =
+            KvmRunWrapper::mmap_from_fd(&fd, run_size).map_err(refused("map a vCPU's page"))?;
         Ok(Self {
             id,
             fd,
@@ -293,7 +293,9 @@ impl Runner {
                 }
             }
             VcpuExit::Intr | VcpuExit::IrqWindowOpen => {}
-            VcpuExit::Shutdown => return Some(ExitReason::Crash(format!("triple fault on vCPU {id}"))),
+            VcpuExit::Shutdown => {
+                return Some(ExitReason::Crash(format!("triple fault on vCPU {id}")));
+            }
             VcpuExit::SystemEvent(event, _) => return Some(system_event(id, event)),
             VcpuExit::FailEntry(reason, cpu) => {
                 let text = format!(
@@ -378,5 +380,163 @@ fn system_event(id: u8, event: u32) -> ExitReason {
         KVM_SYSTEM_EVENT_RESET => ExitReason::Reset,
         KVM_SYSTEM_EVENT_CRASH => ExitReason::Panic,
         other => failure(id, &format!("unknown KVM_EXIT_SYSTEM_EVENT {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{kvm, memory};
+    use boot::Entry;
+    use devices::bus::BusDevice;
+
+    const CODE: u64 = 0x10_0000;
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Remembers each write, and answers reads with the number of writes.
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<Vec<u8>>>);
+
+    impl BusDevice for Recorder {
+        fn read(&self, _: u64, data: &mut [u8]) {
+            data.fill(u8::try_from(self.0.lock().unwrap().len()).unwrap());
+        }
+
+        fn write(&self, _: u64, data: &[u8]) {
+            self.0.lock().unwrap().push(data.to_vec());
+        }
+    }
+
+    struct Guest {
+        threads: Threads,
+        outcome: Arc<Outcome>,
+        recorder: Arc<Recorder>,
+    }
+
+    /// Starts `code` in 32-bit protected mode on the first of `cpus`; `None` where there is no KVM.
+    fn start(cpus: u8, code: &[u8]) -> Option<Guest> {
+        let kvm = match kvm::open() {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                println!("skipped: {error}");
+                return None;
+            }
+        };
+        let vm = kvm::create_vm(&kvm, cpus).unwrap();
+        let ram = memory::create(&[(0, 64 << 20)]).unwrap();
+        ram.write_bytes(CODE, code).unwrap();
+        memory::register(&vm, &ram).unwrap();
+        let outcome = Arc::new(Outcome::new().unwrap());
+        let recorder = Arc::new(Recorder::default());
+        let shared = Shared {
+            ports: Arc::new(Bus::new()),
+            mmio: Arc::new(Bus::new()),
+            ram,
+            outcome: Arc::clone(&outcome),
+        };
+        shared.ports.insert(0x80, 4, recorder.clone()).unwrap();
+        shared
+            .mmio
+            .insert(0xd000_0000, 8, recorder.clone())
+            .unwrap();
+        let template = Template::new(&kvm, cpus).unwrap();
+        let vcpus: Vec<_> = (0..cpus)
+            .map(|id| Vcpu::new(&vm, id, &template).unwrap())
+            .collect();
+        let entry = Entry::Pvh {
+            rip: CODE,
+            start_info: 0x1234,
+        };
+        vcpus[0].set_entry(&entry.cpu_state()).unwrap();
+        Some(Guest {
+            threads: Threads::start(vcpus, &shared).unwrap(),
+            outcome,
+            recorder,
+        })
+    }
+
+    impl Guest {
+        fn end(self) -> (ExitReason, Vec<Vec<u8>>) {
+            let mut poll = libc::pollfd {
+                fd: std::os::fd::AsRawFd::as_raw_fd(self.outcome.event()),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: one live structure.
+            let count = unsafe { libc::poll(&raw mut poll, 1, LIMIT.as_millis() as i32) };
+            assert_eq!(count, 1, "the guest did not end");
+            assert!(self.threads.stop(LIMIT).is_empty());
+            let writes = self.recorder.0.lock().unwrap().clone();
+            (self.outcome.reason().unwrap().clone(), writes)
+        }
+    }
+
+    /// Ends a guest by a triple fault: an empty interrupt table and an invalid instruction.
+    const TRIPLE_FAULT: [u8; 9] = [0x0f, 0x01, 0x1d, 0, 0, 0x20, 0, 0x0f, 0x0b];
+
+    #[test]
+    fn port_and_memory_accesses_reach_their_bus() {
+        let mut code = vec![
+            0x89, 0xd8, // mov eax, ebx
+            0xe7, 0x80, // out 0x80, eax
+            0xa3, 0x00, 0x00, 0x00, 0xd0, // mov [0xd0000000], eax
+            0xa0, 0x00, 0x00, 0x00, 0xd0, // mov al, [0xd0000000]
+            0xe6, 0x80, // out 0x80, al
+            0xe4, 0x80, // in al, 0x80
+            0xe6, 0x81, // out 0x81, al
+            0xbf, 0x00, 0x00, 0x30, 0x00, // mov edi, 0x300000
+            0xb9, 0x03, 0x00, 0x00, 0x00, // mov ecx, 3
+            0xba, 0x80, 0x00, 0x00, 0x00, // mov edx, 0x80
+            0xf3, 0x66, 0x6d, // rep insw
+            0xbe, 0x00, 0x00, 0x30, 0x00, // mov esi, 0x300000
+            0xb9, 0x03, 0x00, 0x00, 0x00, // mov ecx, 3
+            0xf3, 0x66, 0x6f, // rep outsw
+        ];
+        code.extend(TRIPLE_FAULT);
+        let Some(guest) = start(1, &code) else { return };
+        let (reason, writes) = guest.end();
+        assert_eq!(reason, ExitReason::Crash("triple fault on vCPU 0".into()));
+        let expected: [&[u8]; 7] = [
+            &[0x34, 0x12, 0, 0],
+            &[0x34, 0x12, 0, 0],
+            &[2],
+            &[3],
+            &[4, 4],
+            &[4, 4],
+            &[4, 4],
+        ];
+        assert_eq!(writes, expected);
+    }
+
+    #[test]
+    fn an_instruction_that_kvm_cannot_emulate_is_shown() {
+        // Arithmetic on a device register has to be emulated everywhere, and KVM knows no MMX.
+        let code = [
+            0xbb, 0x00, 0x00, 0x00, 0xd0, // mov ebx, 0xd0000000
+            0x0f, 0xfe, 0x03, // paddd mm0, [ebx]
+        ];
+        let Some(guest) = start(1, &code) else { return };
+        let (reason, _) = guest.end();
+        assert_eq!(reason.status(), 33);
+        let text = reason.to_string();
+        for part in [
+            "KVM_EXIT_INTERNAL_ERROR",
+            "suberror 1",
+            "RIP 0x100005",
+            "0f fe 03",
+            "VT-x",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn vcpus_that_spin_sleep_or_never_started_stop() {
+        // hlt with interrupts off; jump to itself.
+        for code in [&[0xf4, 0xeb, 0xfd][..], &[0xeb, 0xfe]] {
+            let Some(guest) = start(3, code) else { return };
+            assert!(guest.threads.stop(LIMIT).is_empty());
+            assert_eq!(guest.outcome.reason(), None);
+        }
     }
 }
