@@ -6,7 +6,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use devices::legacy::serial::SerialPort;
 
@@ -436,23 +436,22 @@ impl Escape {
     }
 }
 
-/// Waits for `done` for at most `limit`; for tests and the end of a run.
-#[cfg(test)]
-fn wait_until(limit: Duration, done: impl Fn() -> bool) -> bool {
-    let start = Instant::now();
-    while !done() {
-        if start.elapsed() > limit {
-            return false;
-        }
-        thread::yield_now();
-    }
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::mpsc;
+    use std::time::Instant;
+
+    fn wait_until(limit: Duration, done: impl Fn() -> bool) -> bool {
+        let start = Instant::now();
+        while !done() {
+            if start.elapsed() > limit {
+                return false;
+            }
+            thread::yield_now();
+        }
+        true
+    }
 
     fn panic_in(text: &str) -> bool {
         let mut line = PanicLine::Start { matched: 0 };

@@ -14,6 +14,8 @@ use devices::legacy::acpi::{self, AcpiRegisters};
 use devices::legacy::i8042::{self, I8042};
 use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::serial::{self, SerialPort};
+use devices::pci::access::{self, ConfigPorts, Ecam};
+use devices::pci::root::{PciRoot, PciWindows};
 use devices::ram::GuestRam;
 
 use crate::cli::RunConfig;
@@ -111,6 +113,8 @@ pub struct Machine {
     pub com1: Arc<SerialPort>,
     /// Power button.
     pub acpi: Arc<AcpiRegisters>,
+    /// Where controllers are plugged in.
+    pub pci: Arc<PciRoot>,
     shared: Shared,
     vcpus: Vec<Vcpu>,
     outputs: Vec<Output>,
@@ -142,6 +146,7 @@ impl Machine {
         let com1 = serial_port(&shared, &interrupts, serial::COM1, COM1_IRQ, sink(watched))?;
         serial_port(&shared, &interrupts, serial::COM2, COM2_IRQ, result)?;
         let acpi = legacy_devices(&shared, &interrupts)?;
+        let pci = pci_root(&shared, config.memory)?;
         let entry = load_kernel(config, &shared.ram)?;
         let template = Template::new(&kvm, config.cpus)?;
         let vcpus = (0..config.cpus)
@@ -154,6 +159,7 @@ impl Machine {
             outcome,
             com1,
             acpi,
+            pci,
             shared,
             vcpus,
             outputs: outputs.into_iter().flatten().collect(),
@@ -243,6 +249,23 @@ fn legacy_devices(
     )?;
     ports.insert(acpi::BASE, acpi::LEN, acpi.clone())?;
     Ok(acpi)
+}
+
+fn pci_root(shared: &Shared, memory: u64) -> Result<Arc<PciRoot>, MachineError> {
+    let windows = PciWindows {
+        mmio32: layout::PCI_WINDOW_32,
+        mmio64: layout::pci_window_64(memory),
+    };
+    let root = Arc::new(PciRoot::new(Arc::clone(&shared.mmio), windows));
+    let ecam = Arc::new(Ecam::new(&root));
+    let ports = Arc::new(ConfigPorts::new(Arc::clone(&root)));
+    shared
+        .mmio
+        .insert(layout::ECAM_BASE, access::ECAM_LEN, ecam)?;
+    shared
+        .ports
+        .insert(access::PORTS_BASE, access::PORTS_LEN, ports)?;
+    Ok(root)
 }
 
 fn load_kernel(config: &RunConfig, ram: &GuestRam) -> Result<boot::Entry, MachineError> {

@@ -386,24 +386,49 @@ fn system_event(id: u8, event: u32) -> ExitReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interrupt::{Allocator, Interrupts};
     use crate::{kvm, memory};
-    use boot::Entry;
+    use boot::{Entry, layout};
     use devices::bus::BusDevice;
+    use devices::interrupt::{MsiAllocator, MsiMessage};
+    use devices::ioevent::IoEvents;
+    use std::sync::Condvar;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     const CODE: u64 = 0x10_0000;
+    const HANDLER: u64 = 0x11_0000;
+    const IDT_POINTER: u64 = 0x20_0000;
+    const IDT: u64 = 0x20_1000;
+    const DOORBELL: u64 = 0xd000_0000;
+    const VECTOR: u8 = 0x40;
     const LIMIT: Duration = Duration::from_secs(20);
 
     /// Remembers each write, and answers reads with the number of writes.
     #[derive(Default)]
-    struct Recorder(Mutex<Vec<Vec<u8>>>);
+    struct Recorder {
+        writes: Mutex<Vec<Vec<u8>>>,
+        written: Condvar,
+    }
 
     impl BusDevice for Recorder {
         fn read(&self, _: u64, data: &mut [u8]) {
-            data.fill(u8::try_from(self.0.lock().unwrap().len()).unwrap());
+            data.fill(u8::try_from(self.writes.lock().unwrap().len()).unwrap());
         }
 
         fn write(&self, _: u64, data: &[u8]) {
-            self.0.lock().unwrap().push(data.to_vec());
+            self.writes.lock().unwrap().push(data.to_vec());
+            self.written.notify_all();
+        }
+    }
+
+    impl Recorder {
+        fn wait_for(&self, count: usize) {
+            let writes = self.writes.lock().unwrap();
+            let (writes, timeout) = self
+                .written
+                .wait_timeout_while(writes, LIMIT, |writes| writes.len() < count)
+                .unwrap();
+            assert!(!timeout.timed_out(), "only {writes:x?} of {count} writes");
         }
     }
 
@@ -411,6 +436,7 @@ mod tests {
         threads: Threads,
         outcome: Arc<Outcome>,
         recorder: Arc<Recorder>,
+        interrupts: Arc<Interrupts>,
     }
 
     /// Starts `code` in 32-bit protected mode on the first of `cpus`; `None` where there is no KVM.
@@ -425,6 +451,12 @@ mod tests {
         let vm = kvm::create_vm(&kvm, cpus).unwrap();
         let ram = memory::create(&[(0, 64 << 20)]).unwrap();
         ram.write_bytes(CODE, code).unwrap();
+        let state = Entry::Pvh {
+            rip: CODE,
+            start_info: 0x1234,
+        }
+        .cpu_state();
+        write_tables(&ram, &state);
         memory::register(&vm, &ram).unwrap();
         let outcome = Arc::new(Outcome::new().unwrap());
         let recorder = Arc::new(Recorder::default());
@@ -435,24 +467,43 @@ mod tests {
             outcome: Arc::clone(&outcome),
         };
         shared.ports.insert(0x80, 4, recorder.clone()).unwrap();
-        shared
-            .mmio
-            .insert(0xd000_0000, 8, recorder.clone())
-            .unwrap();
+        shared.mmio.insert(DOORBELL, 8, recorder.clone()).unwrap();
         let template = Template::new(&kvm, cpus).unwrap();
         let vcpus: Vec<_> = (0..cpus)
             .map(|id| Vcpu::new(&vm, id, &template).unwrap())
             .collect();
-        let entry = Entry::Pvh {
-            rip: CODE,
-            start_info: 0x1234,
-        };
-        vcpus[0].set_entry(&entry.cpu_state()).unwrap();
+        vcpus[0].set_entry(&state).unwrap();
+        let interrupts = Interrupts::new(Arc::clone(&vm)).unwrap();
         Some(Guest {
             threads: Threads::start(vcpus, &shared).unwrap(),
             outcome,
             recorder,
+            interrupts,
         })
+    }
+
+    /// A GDT as in the registers, and an IDT with one gate, to [`HANDLER`].
+    fn write_tables(ram: &GuestRam, state: &CpuState) {
+        for segment in [&state.cs, &state.data] {
+            let place = layout::GDT + u64::from(segment.selector);
+            ram.write(place, &segment.descriptor()).unwrap();
+        }
+        let handler = [
+            0xb0, 0x55, // mov al, 0x55
+            0xe6, 0x81, // out 0x81, al
+            0x31, 0xc0, // xor eax, eax
+            0xa3, 0xb0, 0x00, 0xe0, 0xfe, // mov [0xfee000b0], eax: end of interrupt
+            0xcf, // iretd
+        ];
+        ram.write_bytes(HANDLER, &handler).unwrap();
+        let gate = (HANDLER & 0xffff)
+            | u64::from(state.cs.selector) << 16
+            | 0x8e00 << 32
+            | (HANDLER >> 16) << 48;
+        ram.write(IDT + u64::from(VECTOR) * 8, &gate).unwrap();
+        ram.write(IDT_POINTER, &0x7ffu16).unwrap();
+        let base = u32::try_from(IDT).unwrap().to_le_bytes();
+        ram.write_bytes(IDT_POINTER + 2, &base).unwrap();
     }
 
     impl Guest {
@@ -463,32 +514,35 @@ mod tests {
                 revents: 0,
             };
             // SAFETY: one live structure.
-            let count = unsafe { libc::poll(&raw mut poll, 1, LIMIT.as_millis() as i32) };
+            let count = unsafe { libc::poll(&raw mut poll, 1, 20_000) };
             assert_eq!(count, 1, "the guest did not end");
             assert!(self.threads.stop(LIMIT).is_empty());
-            let writes = self.recorder.0.lock().unwrap().clone();
+            let writes = self.recorder.writes.lock().unwrap().clone();
             (self.outcome.reason().unwrap().clone(), writes)
         }
     }
 
     /// Ends a guest by a triple fault: an empty interrupt table and an invalid instruction.
-    const TRIPLE_FAULT: [u8; 9] = [0x0f, 0x01, 0x1d, 0, 0, 0x20, 0, 0x0f, 0x0b];
+    const TRIPLE_FAULT: [u8; 9] = [
+        0x0f, 0x01, 0x1d, 0, 0, 0x30, 0, // lidt [0x300000]
+        0x0f, 0x0b, // ud2
+    ];
 
     #[test]
     fn port_and_memory_accesses_reach_their_bus() {
         let mut code = vec![
             0x89, 0xd8, // mov eax, ebx
             0xe7, 0x80, // out 0x80, eax
-            0xa3, 0x00, 0x00, 0x00, 0xd0, // mov [0xd0000000], eax
-            0xa0, 0x00, 0x00, 0x00, 0xd0, // mov al, [0xd0000000]
+            0xa3, 0x00, 0x00, 0x00, 0xd0, // mov [DOORBELL], eax
+            0xa0, 0x00, 0x00, 0x00, 0xd0, // mov al, [DOORBELL]
             0xe6, 0x80, // out 0x80, al
             0xe4, 0x80, // in al, 0x80
             0xe6, 0x81, // out 0x81, al
-            0xbf, 0x00, 0x00, 0x30, 0x00, // mov edi, 0x300000
+            0xbf, 0x00, 0x00, 0x38, 0x00, // mov edi, 0x380000
             0xb9, 0x03, 0x00, 0x00, 0x00, // mov ecx, 3
             0xba, 0x80, 0x00, 0x00, 0x00, // mov edx, 0x80
             0xf3, 0x66, 0x6d, // rep insw
-            0xbe, 0x00, 0x00, 0x30, 0x00, // mov esi, 0x300000
+            0xbe, 0x00, 0x00, 0x38, 0x00, // mov esi, 0x380000
             0xb9, 0x03, 0x00, 0x00, 0x00, // mov ecx, 3
             0xf3, 0x66, 0x6f, // rep outsw
         ];
@@ -512,7 +566,7 @@ mod tests {
     fn an_instruction_that_kvm_cannot_emulate_is_shown() {
         // Arithmetic on a device register has to be emulated everywhere, and KVM knows no MMX.
         let code = [
-            0xbb, 0x00, 0x00, 0x00, 0xd0, // mov ebx, 0xd0000000
+            0xbb, 0x00, 0x00, 0x00, 0xd0, // mov ebx, DOORBELL
             0x0f, 0xfe, 0x03, // paddd mm0, [ebx]
         ];
         let Some(guest) = start(1, &code) else { return };
@@ -538,5 +592,70 @@ mod tests {
             assert!(guest.threads.stop(LIMIT).is_empty());
             assert_eq!(guest.outcome.reason(), None);
         }
+    }
+
+    #[test]
+    fn messages_reach_a_handler_even_if_they_came_before_their_route() {
+        let code = [
+            0xbc, 0x00, 0x00, 0x08, 0x00, // mov esp, 0x80000
+            0xb8, 0xff, 0x01, 0x00, 0x00, // mov eax, 0x1ff
+            0xa3, 0xf0, 0x00, 0xe0, 0xfe, // mov [0xfee000f0], eax: local APIC on
+            0x0f, 0x01, 0x1d, 0x00, 0x00, 0x20, 0x00, // lidt [IDT_POINTER]
+            0xfb, // sti
+            0xe6, 0x80, // out 0x80, al
+            0xf4, // hlt
+            0xeb, 0xfd, // jmp to hlt
+        ];
+        let Some(guest) = start(1, &code) else { return };
+        guest.recorder.wait_for(1);
+        let vectors = Allocator(Arc::clone(&guest.interrupts))
+            .allocate(4)
+            .unwrap();
+        let message = MsiMessage {
+            address: 0xfee0_0000,
+            data: u32::from(VECTOR),
+        };
+        vectors.trigger(3);
+        vectors.update(&[(3, Some(message))]).unwrap();
+        guest.recorder.wait_for(2);
+        vectors.trigger(3);
+        guest.recorder.wait_for(3);
+        // A disconnected vector interrupts nobody, and forgets what came if told so.
+        vectors.update(&[(3, None)]).unwrap();
+        vectors.trigger(3);
+        vectors.discard();
+        vectors
+            .update(&[(3, Some(message)), (2, Some(message))])
+            .unwrap();
+        vectors.trigger(2);
+        guest.recorder.wait_for(4);
+        assert_eq!(guest.recorder.writes.lock().unwrap().len(), 4);
+        assert!(guest.threads.stop(LIMIT).is_empty());
+    }
+
+    #[test]
+    fn a_doorbell_of_four_bytes_signals_and_others_reach_the_bus() {
+        let code = [
+            0xb8, 0x07, 0x00, 0x00, 0x00, // mov eax, 7
+            0xe6, 0x80, // out 0x80, al
+            0xe4, 0x80, // in al, 0x80
+            0x3c, 0x02, // cmp al, 2
+            0x75, 0xfa, // jne to in
+            0xa3, 0x00, 0x00, 0x00, 0xd0, // mov [DOORBELL], eax
+            0x66, 0xa3, 0x00, 0x00, 0x00, 0xd0, // mov [DOORBELL], ax
+            0xf4, // hlt
+        ];
+        let Some(guest) = start(1, &code) else { return };
+        guest.recorder.wait_for(1);
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        guest.interrupts.register(&event, DOORBELL).unwrap();
+        guest.recorder.write(0, &[]);
+        guest.recorder.wait_for(3);
+        assert_eq!(event.read().unwrap(), 1);
+        assert_eq!(
+            *guest.recorder.writes.lock().unwrap(),
+            [&[7][..], &[], &[2, 0]]
+        );
+        assert!(guest.threads.stop(LIMIT).is_empty());
     }
 }
