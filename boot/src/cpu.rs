@@ -1,5 +1,8 @@
 //! Processor state at kernel entry, and what it points to in guest memory.
 
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::error::Error;
 use crate::layout;
 
 /// CR0.PE: protected mode.
@@ -17,6 +20,11 @@ const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 of RFLAGS is always set; interrupts are off.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
+/// Page-table entry bits (SDM volume 3, 4.5).
+const PTE_PRESENT: u64 = 1 << 0;
+const PTE_WRITE: u64 = 1 << 1;
+const PTE_PAGE_SIZE: u64 = 1 << 7;
+
 /// `__BOOT_CS` of the Linux boot protocol.
 const CODE_SELECTOR: u16 = 0x10;
 /// `__BOOT_DS` of the Linux boot protocol.
@@ -25,6 +33,7 @@ const DATA_SELECTOR: u16 = 0x18;
 const TSS_SELECTOR: u16 = 0x20;
 /// Two unused entries, code, data, and a TSS that takes two in long mode.
 const GDT_ENTRIES: usize = 6;
+const GDT_LIMIT: u16 = 6 * 8 - 1;
 
 /// A segment register with its hidden part; the fields are `kvm_segment`'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,11 +176,57 @@ impl CpuState {
             data: Segment::DATA,
             tr: Segment::TSS,
             gdt_base: layout::GDT,
-            gdt_limit: (GDT_ENTRIES * size_of::<u64>() - 1) as u16,
+            gdt_limit: GDT_LIMIT,
             cr0: CR0_PE | CR0_ET,
             cr3: 0,
             cr4: 0,
             efer: 0,
         }
     }
+
+    /// Writes the GDT and, for long mode, the page tables.
+    pub(crate) fn write_tables(&self, ram: &GuestMemoryMmap) -> Result<(), Error> {
+        let gdt: [u64; GDT_ENTRIES] = [
+            0,
+            0,
+            self.cs.descriptor(),
+            self.data.descriptor(),
+            self.tr.descriptor(),
+            0,
+        ];
+        write_entries(ram, self.gdt_base, gdt)?;
+        if self.cr3 != 0 {
+            write_identity_map(ram, self.cr3)?;
+        }
+        Ok(())
+    }
+}
+
+/// Maps the first 4 GiB one to one with 2 MiB pages. The tables start at
+/// `root` and end at [`layout::PAGE_TABLES_END`].
+fn write_identity_map(ram: &GuestMemoryMmap, root: u64) -> Result<(), Error> {
+    let pointers = root + layout::PAGE_SIZE;
+    let directories = pointers + layout::PAGE_SIZE;
+    write_entries(ram, root, [pointers | PTE_PRESENT | PTE_WRITE])?;
+    write_entries(
+        ram,
+        pointers,
+        (0..4).map(|i| (directories + i * layout::PAGE_SIZE) | PTE_PRESENT | PTE_WRITE),
+    )?;
+    write_entries(
+        ram,
+        directories,
+        (0..4 * 512).map(|i| (i << 21) | PTE_PRESENT | PTE_WRITE | PTE_PAGE_SIZE),
+    )
+}
+
+fn write_entries(
+    ram: &GuestMemoryMmap,
+    start: u64,
+    entries: impl IntoIterator<Item = u64>,
+) -> Result<(), Error> {
+    for (address, entry) in (start..).step_by(8).zip(entries) {
+        ram.write_obj(entry, GuestAddress(address))?;
+    }
+    Ok(())
 }

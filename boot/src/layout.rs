@@ -15,6 +15,8 @@
 
 use std::ops::Range;
 
+use crate::error::KernelError;
+
 /// Global descriptor table of the boot processor.
 pub const GDT: u64 = 0x500;
 /// PVH `hvm_start_info`, followed by the module list.
@@ -100,6 +102,17 @@ pub fn pci_window_64(memory_bytes: u64) -> Range<u64> {
     let above_low = memory_bytes.saturating_sub(LOW_RAM_END);
     let start = (HIGH_RAM_START + above_low).next_multiple_of(1 << 30);
     start..start + PCI_WINDOW_64_LENGTH
+}
+
+/// Checks that a kernel which needs RAM up to `end` (exclusive) can have it.
+pub(crate) fn check_kernel_end(end: u64, memory: u64) -> Result<(), KernelError> {
+    if end > LOW_RAM_END {
+        return Err(KernelError::TooHigh { end });
+    }
+    if end > memory {
+        return Err(KernelError::NotEnoughMemory { end, memory });
+    }
+    Ok(())
 }
 
 #[cfg(test)]
