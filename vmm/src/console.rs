@@ -554,10 +554,9 @@ mod tests {
         assert!(start.elapsed() < PATIENCE * 3);
         assert!(output.0.lock().dropped > 0);
         // It goes on with the reader.
-        open.send(()).unwrap();
+        drop(thread::spawn(move || while open.send(()).is_ok() {}));
         assert!(wait_until(PATIENCE, || !output.0.lock().stuck));
         output.write_all(b"x").unwrap();
-        drop(thread::spawn(move || while open.send(()).is_ok() {}));
         output.finish();
         assert_eq!(sink.lock().unwrap().last(), Some(&b'x'));
     }

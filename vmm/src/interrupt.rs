@@ -19,8 +19,10 @@ use vmm_sys_util::ioctl_iow_nr;
 
 /// Pins of the IOAPIC; GSIs from here on are message-signalled.
 const IOAPIC_PINS: u32 = 24;
-/// Routes of the pins: 16 to the PICs, 24 to the IOAPIC.
-const PIN_ROUTES: usize = 40;
+/// IOAPIC pin of the ISA timer, whose GSI 0 the MADT overrides; the PC has nothing else there.
+const TIMER_PIN: u32 = 2;
+/// Routes of the pins: 16 to the PICs, 23 to the IOAPIC.
+const PIN_ROUTES: usize = 39;
 /// KVM takes no more routes than 4,096 (KVM_MAX_IRQ_ROUTES), and no GSI above.
 const MAX_MSIS: usize = 4096 - PIN_ROUTES;
 
@@ -98,8 +100,10 @@ fn pin_routes() -> Vec<kvm_irq_routing_entry> {
         };
         routes.push(pin_route(gsi, chip, pin));
     }
-    for gsi in 0..IOAPIC_PINS {
-        routes.push(pin_route(gsi, KVM_IRQCHIP_IOAPIC, gsi));
+    for gsi in (0..IOAPIC_PINS).filter(|gsi| *gsi != TIMER_PIN) {
+        // KVM's timer raises GSI 0.
+        let pin = if gsi == 0 { TIMER_PIN } else { gsi };
+        routes.push(pin_route(gsi, KVM_IRQCHIP_IOAPIC, pin));
     }
     routes
 }
@@ -354,8 +358,8 @@ mod tests {
         let rest = MAX_MSIS - 5;
         assert!(table.reserve(rest + 1).is_err());
         let last = table.reserve(rest).unwrap().pop();
-        assert_eq!(last, Some(4079));
-        assert!(table.reserve(1).unwrap_err().to_string().contains("4056"));
+        assert_eq!(last, Some(4080));
+        assert!(table.reserve(1).unwrap_err().to_string().contains("4057"));
     }
 
     #[test]

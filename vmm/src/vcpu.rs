@@ -493,7 +493,11 @@ mod tests {
             0xe6, 0x81, // out 0x81, al
             0x31, 0xc0, // xor eax, eax
             0xa3, 0xb0, 0x00, 0xe0, 0xfe, // mov [0xfee000b0], eax: end of interrupt
-            0xcf, // iretd
+            // What iretd does; software KVM has none at this level.
+            0x58, // pop eax: EIP
+            0x83, 0xc4, 0x04, // add esp, 4: CS
+            0x9d, // popfd
+            0xff, 0xe0, // jmp eax
         ];
         ram.write_bytes(HANDLER, &handler).unwrap();
         let gate = (HANDLER & 0xffff)
