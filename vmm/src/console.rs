@@ -1,7 +1,7 @@
 //! The guest's console: what it prints to standard output, what the user types to the guest.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -337,7 +337,7 @@ impl Input {
     /// Reads what is there; false at the end of the input.
     fn read(&mut self) -> bool {
         let mut buffer = [0; 1024];
-        let count = match io::stdin().lock().read(&mut buffer) {
+        let count = match read_stdin(&mut buffer) {
             Ok(0) => return false,
             Ok(count) => count,
             Err(error) => return self.may_go_on(&error),
@@ -386,6 +386,13 @@ impl Input {
             self.waiting.shrink_to(1024);
         }
     }
+}
+
+/// Unbuffered: what Rust's own handle had read ahead, `poll` would not see.
+fn read_stdin(buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length are of one live slice.
+    let count = unsafe { libc::read(libc::STDIN_FILENO, buffer.as_mut_ptr().cast(), buffer.len()) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 /// Waits for standard input (if `reading`) or the port's event; tells which came.
