@@ -88,8 +88,15 @@ pub enum Problem {
     Conflict(&'static str),
 }
 
+/// What to add to a message about an unknown word.
 fn suggestion(near: &Option<&'static str>) -> String {
-    near.map_or_else(String::new, |near| format!(", did you mean \"{near}\"?"))
+    near.map_or_else(String::new, |near| format!(" (did you mean \"{near}\"?)"))
+}
+
+/// The nearest of `candidates` as a remark to add to a message; empty if none is near.
+#[must_use]
+pub fn did_you_mean(given: &str, candidates: &[&'static str]) -> String {
+    suggestion(&nearest(given, candidates))
 }
 
 /// The properties of one argument, each to be taken once by who knows it.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::grammar::{check_id, nearest, parse_number};
+use crate::grammar::{check_id, did_you_mean, parse_number};
 use crate::spec::DeviceSpec;
 
 /// Longest `wait=` in seconds.
@@ -221,8 +221,7 @@ fn usage(name: &str) -> CommandError {
 
 fn unknown(name: &str) -> CommandError {
     let names = COMMANDS.map(|(known, ..)| known);
-    let near = nearest(name, &names)
-        .map_or_else(String::new, |near| format!(", did you mean \"{near}\"?"));
+    let near = did_you_mean(name, &names);
     let message = format!("{name}: unknown command{near}; known: {}", names.join(", "));
     CommandError::new(ErrorClass::UnknownCommand, message)
 }
