@@ -5,6 +5,8 @@
 //! [`Engine::wake_fds`], and takes completions with [`Engine::reap`].
 
 mod config;
+#[cfg(test)]
+mod conformance;
 mod engine;
 mod file;
 mod io;
@@ -14,7 +16,9 @@ mod null;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use config::{BackendConfig, BackendKind, CacheMode, OpenError, open};
+pub use config::{
+    BackendConfig, BackendKind, CacheMode, MAX_MEMORY, OpenError, UnknownCacheMode, open,
+};
 pub use engine::{Engine, EngineKind, EngineStats, Mailbox};
 
 use crate::ram::GuestSlice;

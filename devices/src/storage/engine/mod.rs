@@ -81,7 +81,7 @@ impl Engine {
 
     /// Requests that may be submitted after [`Engine::has_room`] was last true: one command may
     /// become so many. More end at once with `EAGAIN`.
-    pub const BURST: usize = 256;
+    pub const BURST: usize = 1024;
 
     /// How long dropping an engine waits for the kernel to let go of guest memory.
     const DROP_LIMIT: Duration = Duration::from_secs(5);
