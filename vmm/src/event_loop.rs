@@ -54,7 +54,7 @@ impl EventLoop {
         events: EventSet,
         handler: impl FnMut(EventSet) + 'static,
     ) -> io::Result<Watch> {
-        let fd = duplicate(fd.as_raw_fd())?;
+        let fd = duplicate(fd)?;
         let id = self.next.get();
         let event = EpollEvent::new(events, id);
         self.epoll
@@ -63,20 +63,6 @@ impl EventLoop {
         let handler = Rc::new(RefCell::new(handler));
         self.entries.borrow_mut().insert(id, Entry { fd, handler });
         Ok(Watch(id))
-    }
-
-    /// Waits for other `events` from now on; none at all pauses the watch.
-    ///
-    /// # Errors
-    /// The watch was removed.
-    pub fn modify(&self, watch: Watch, events: EventSet) -> io::Result<()> {
-        let entries = self.entries.borrow();
-        let entry = entries
-            .get(&watch.0)
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        let event = EpollEvent::new(events, watch.0);
-        self.epoll
-            .ctl(ControlOperation::Modify, entry.fd.as_raw_fd(), event)
     }
 
     /// Stops watching. After it returns the handler is not called again.
@@ -130,9 +116,13 @@ impl EventLoop {
     }
 }
 
-fn duplicate(fd: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the caller holds a reference to an object with this descriptor, so it is open.
-    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+/// Another descriptor of the same file, for who has to give the first one away.
+///
+/// # Errors
+/// No file descriptor left.
+pub fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the object that has this descriptor is borrowed, so it is open.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.as_raw_fd()) }.try_clone_to_owned()
 }
 
 #[cfg(test)]
@@ -164,24 +154,5 @@ mod tests {
         first.write(1).unwrap();
         events.run().unwrap();
         assert_eq!(calls.get(), 1);
-        assert!(events.modify(own.get().unwrap(), EventSet::IN).is_err());
-    }
-
-    #[test]
-    fn a_paused_watch_is_silent() {
-        let events = Rc::new(EventLoop::new().unwrap());
-        let paused = EventFd::new(EFD_NONBLOCK).unwrap();
-        let end = EventFd::new(EFD_NONBLOCK).unwrap();
-        let watch = events
-            .add(&paused, EventSet::IN, |_| panic!("paused"))
-            .unwrap();
-        events.modify(watch, EventSet::empty()).unwrap();
-        let inner = Rc::clone(&events);
-        events
-            .add(&end, EventSet::IN, move |_| inner.stop())
-            .unwrap();
-        paused.write(1).unwrap();
-        end.write(1).unwrap();
-        events.run().unwrap();
     }
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use devices::legacy::acpi::{self, AcpiRegisters};
 use devices::legacy::i8042::{self, I8042};
 use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::serial::{self, SerialPort};
+use devices::nvme::IoThreads;
 use devices::pci::access::{self, ConfigPorts, Ecam};
 use devices::pci::root::{PciRoot, PciWindows};
 use devices::ram::GuestRam;
@@ -21,10 +23,12 @@ use devices::ram::GuestRam;
 use crate::cli::RunConfig;
 use crate::console::{Output, PanicWatch, Stdout};
 use crate::cpuid::Template;
+use crate::event_loop::EventLoop;
 use crate::exit::{ExitReason, Outcome, USAGE};
-use crate::interrupt::Interrupts;
+use crate::interrupt::{Allocator, Interrupts};
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
+use crate::registry::{DeviceError, Parts, Registry};
 use crate::vcpu::{Shared, Threads, Vcpu};
 
 /// Interrupt of COM1, a GSI.
@@ -58,6 +62,9 @@ pub enum MachineError {
         /// What the host said.
         source: io::Error,
     },
+    /// A device of the command line.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Two devices at one place.
     #[error("devices collide: {0}")]
     Bus(#[from] BusError),
@@ -72,13 +79,12 @@ pub enum MachineError {
 }
 
 impl MachineError {
-    /// [`USAGE`] if the command line can mend it, else 1.
+    /// [`USAGE`] if the command line is wrong whatever the host is like, else 1.
     pub fn status(&self) -> u8 {
         match self {
             Self::Memory(MemoryError::TooSmall(_) | MemoryError::Unaligned(_))
-            | Self::Kvm(KvmError::Cpus { .. })
-            | Self::Boot(_)
-            | Self::Com2 { .. } => USAGE,
+            | Self::Boot(boot::Error::Cmdline(_) | boot::Error::MemorySize { .. }) => USAGE,
+            Self::Device(error) => error.status(),
             _ => 1,
         }
     }
@@ -113,19 +119,21 @@ pub struct Machine {
     pub com1: Arc<SerialPort>,
     /// Power button.
     pub acpi: Arc<AcpiRegisters>,
-    /// Where controllers are plugged in.
-    pub pci: Arc<PciRoot>,
     shared: Shared,
     vcpus: Vec<Vcpu>,
     outputs: Vec<Output>,
 }
 
 impl Machine {
-    /// Makes the machine that `config` describes, with its kernel loaded.
+    /// Makes the machine that `config` describes, with its kernel loaded, and its devices, whose admin
+    /// work is done in `events`.
     ///
     /// # Errors
     /// See [`MachineError`].
-    pub fn new(config: &RunConfig) -> Result<Self, MachineError> {
+    pub fn new(
+        config: &RunConfig,
+        events: &Rc<EventLoop>,
+    ) -> Result<(Self, Registry), MachineError> {
         let ram = memory::create(&layout::ram_ranges(config.memory))?;
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm, config.cpus)?;
@@ -146,7 +154,7 @@ impl Machine {
         let com1 = serial_port(&shared, &interrupts, serial::COM1, COM1_IRQ, sink(watched))?;
         serial_port(&shared, &interrupts, serial::COM2, COM2_IRQ, result)?;
         let acpi = legacy_devices(&shared, &interrupts)?;
-        let pci = pci_root(&shared, config.memory)?;
+        let registry = registry(config, &shared, interrupts, Rc::clone(events))?;
         let entry = load_kernel(config, &shared.ram)?;
         let template = Template::new(&kvm, config.cpus)?;
         let vcpus = (0..config.cpus)
@@ -155,15 +163,15 @@ impl Machine {
         if let Some(first) = vcpus.first() {
             first.set_entry(&entry.cpu_state())?;
         }
-        Ok(Self {
+        let machine = Self {
             outcome,
             com1,
             acpi,
-            pci,
             shared,
             vcpus,
             outputs: outputs.into_iter().flatten().collect(),
-        })
+        };
+        Ok((machine, registry))
     }
 
     /// Starts the vCPUs.
@@ -249,6 +257,26 @@ fn legacy_devices(
     )?;
     ports.insert(acpi::BASE, acpi::LEN, acpi.clone())?;
     Ok(acpi)
+}
+
+fn registry(
+    config: &RunConfig,
+    shared: &Shared,
+    interrupts: Arc<Interrupts>,
+    events: Rc<EventLoop>,
+) -> Result<Registry, MachineError> {
+    let io_threads =
+        IoThreads::new(config.io_threads as usize, &shared.ram).map_err(host("the I/O threads"))?;
+    let mut registry = Registry::new(Parts {
+        ram: shared.ram.clone(),
+        pci: pci_root(shared, config.memory)?,
+        msi: Arc::new(Allocator(Arc::clone(&interrupts))),
+        io_events: interrupts,
+        io_threads,
+        events,
+    });
+    registry.add_all(&config.disks, &config.devices)?;
+    Ok(registry)
 }
 
 fn pci_root(shared: &Shared, memory: u64) -> Result<Arc<PciRoot>, MachineError> {

@@ -1,6 +1,7 @@
 //! berth: a minimal virtual machine monitor with NVMe built in.
 
 mod cli;
+mod commands;
 mod console;
 mod control;
 mod cpuid;
@@ -11,6 +12,8 @@ mod interrupt;
 mod kvm;
 mod machine;
 mod memory;
+mod qtree;
+mod registry;
 mod run;
 mod signals;
 mod spec;

@@ -2,12 +2,15 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 
 use crate::cli::RunConfig;
+use crate::commands::Commands;
 use crate::console;
-use crate::event_loop::{EventLoop, EventSet};
+use crate::control::ControlServer;
+use crate::event_loop::{EventLoop, EventSet, duplicate};
 use crate::exit::{ExitReason, Outcome};
 use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
@@ -47,8 +50,12 @@ fn start_logging(verbosity: u8) {
 fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
     raise_file_limit();
     let signals = Signals::block().context("cannot watch signals")?;
-    let mut machine = Machine::new(config)?;
+    let control = ControlServer::new(
+        config.control_pipe.as_deref(),
+        config.control_socket.as_deref(),
+    )?;
     let events = Rc::new(EventLoop::new().context("cannot make an event loop")?);
+    let (mut machine, registry) = Machine::new(config, &events)?;
     let raw = Rc::new(RawMode::start().context("cannot make the terminal raw")?);
     watch_end(&events, &machine.outcome)?;
     watch_signals(&events, signals, Rc::clone(&raw), &machine.outcome)?;
@@ -56,13 +63,37 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
     console::start_input(Arc::clone(&machine.com1), outcome, terminal::is_terminal())
         .context("cannot start reading standard input")?;
     let running = machine.start()?;
-    let result = events.run();
+    let commands = Commands {
+        outcome: Arc::clone(&machine.outcome),
+        acpi: Arc::clone(&machine.acpi),
+        registry,
+        cpus: config.cpus,
+        memory: config.memory,
+        started: Instant::now(),
+    };
+    let result = serve(&events, commands, control);
     running.stop();
     machine.finish_output();
     terminal::restore();
-    result.context("the event loop failed")?;
+    result?;
     let reason = machine.outcome.reason().cloned();
     reason.context("the event loop ended without a reason")
+}
+
+/// Serves devices and control clients until the run is over.
+fn serve(
+    events: &EventLoop,
+    mut commands: Commands,
+    mut control: ControlServer,
+) -> anyhow::Result<()> {
+    let fd = duplicate(&control).context("cannot watch the control transports")?;
+    let watch = events
+        .add(&fd, EventSet::IN, move |_| control.handle(&mut commands))
+        .context("cannot watch the control transports")?;
+    let result = events.run().context("the event loop failed");
+    // Drops the control server, which removes its FIFOs and its socket.
+    events.remove(watch);
+    result
 }
 
 fn watch_end(events: &Rc<EventLoop>, outcome: &Outcome) -> anyhow::Result<()> {
