@@ -1,5 +1,8 @@
 //! What every backend does the same way, with every kind of engine.
 
+// Sizes of at most a few MiB.
+#![allow(clippy::cast_possible_truncation)]
+
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -397,8 +400,8 @@ fn check_against_model(rig: &mut Rig, backend: &dyn Backend, seed: u64) {
     let mut random = Random(seed);
     let mut model = vec![0; SIZE as usize];
     let block = backend.block_size() as usize;
-    let all = rig.ram.slice(0, 1 << 20).unwrap();
-    for step in 0..120 {
+    let all = rig.ram.slice(0, 256 << 10).unwrap();
+    for step in 0..60 {
         let offset = random.below((SIZE as usize / block) as u64) as usize * block;
         let most = (SIZE as usize - offset).min(64 << 10) / block;
         let len = (1 + random.below(most as u64) as usize) * block;

@@ -293,3 +293,6 @@ impl Drop for Engine {
         std::mem::forget(self.ram.clone());
     }
 }
+
+#[cfg(test)]
+mod tests;
