@@ -208,13 +208,7 @@ impl ConfigSpace {
     /// Sets the address of BAR `bar`, rounded down to a multiple of its size, as firmware does
     /// before boot. Without such a BAR, does nothing.
     pub fn set_bar(&mut self, bar: u8, address: u64) {
-        if self
-            .bar_sizes
-            .get(usize::from(bar))
-            .copied()
-            .flatten()
-            .is_some()
-        {
+        if let Some(Some(_size)) = self.bar_sizes.get(usize::from(bar)) {
             // The BAR's type bits and the address bits below its size are not writable.
             self.write(bar::register(bar), &address.to_le_bytes());
         }

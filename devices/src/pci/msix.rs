@@ -521,7 +521,7 @@ mod tests {
     #[test]
     fn concurrent_masks_lose_no_interrupt() {
         const VECTORS: usize = 3;
-        const EVENTS: u64 = 300_000;
+        const EVENTS: u64 = 1_000_000;
         let posted: Arc<[AtomicU64; VECTORS]> = Arc::default();
         let seen: Arc<[AtomicU64; VECTORS]> = Arc::default();
         let handler = {
