@@ -1,7 +1,7 @@
 //! berth: a minimal virtual machine monitor with NVMe built in.
 
 // The machine that uses the rest is on its way.
-#![allow(dead_code)]
+#![cfg_attr(not(test), allow(dead_code))]
 
 mod cli;
 mod control;
