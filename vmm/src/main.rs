@@ -1,7 +1,7 @@
 //! berth: a minimal virtual machine monitor with NVMe built in.
 
 // The machine that uses the rest is on its way.
-#![cfg_attr(not(test), allow(dead_code))]
+#![allow(dead_code)]
 
 mod cli;
 mod control;

@@ -374,7 +374,10 @@ mod tests {
             (ErrorClass::Failed, "Failed"),
         ] {
             let error = serde_json::to_value(CommandError::new(class, "why")).unwrap();
-            assert_eq!(error, serde_json::json!({ "class": name, "message": "why" }));
+            assert_eq!(
+                error,
+                serde_json::json!({ "class": name, "message": "why" })
+            );
         }
     }
 
