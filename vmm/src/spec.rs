@@ -255,7 +255,7 @@ impl DeviceSpec {
 impl SubsystemSpec {
     fn take(mut properties: Properties) -> Result<Self, SpecError> {
         let id = properties.take_id("id")?;
-        let nqn = properties.take_with("nqn", |value| whole_nqn(value))?;
+        let nqn = properties.take_with("nqn", whole_nqn)?;
         let shared = properties.take_bool("shared")?.unwrap_or(true);
         let missing = properties.error(Problem::Missing {
             key: "id",

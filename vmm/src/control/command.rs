@@ -362,6 +362,26 @@ mod tests {
     }
 
     #[test]
+    fn classes_of_errors_keep_their_names() {
+        for (class, name) in [
+            (ErrorClass::Protocol, "Protocol"),
+            (ErrorClass::UnknownCommand, "UnknownCommand"),
+            (ErrorClass::Argument, "Argument"),
+            (ErrorClass::NotFound, "NotFound"),
+            (ErrorClass::Exists, "Exists"),
+            (ErrorClass::InUse, "InUse"),
+            (ErrorClass::Unsupported, "Unsupported"),
+            (ErrorClass::Failed, "Failed"),
+        ] {
+            let error = serde_json::to_value(CommandError::new(class, "why")).unwrap();
+            assert_eq!(
+                error,
+                serde_json::json!({ "class": name, "message": "why" })
+            );
+        }
+    }
+
+    #[test]
     fn help_lists_all_or_explains_one() {
         let text = |line: &str| match parse(line).unwrap() {
             Line::Help(text) => text,
