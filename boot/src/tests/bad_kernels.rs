@@ -45,6 +45,9 @@ fn bad_files() {
         "is not a regular file",
     );
 
+    let program = std::env::current_exe().unwrap();
+    assert_refused(&machine, &program, "this test", "without a PVH note");
+
     // Opening a pipe that nobody writes to would wait for ever.
     let pipe = directory.join("pipe");
     let status = std::process::Command::new("mkfifo")
