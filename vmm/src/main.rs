@@ -1,12 +1,24 @@
 //! berth: a minimal virtual machine monitor with NVMe built in.
 
-// The machine that uses the rest is on its way.
-#![allow(dead_code)]
-
 mod cli;
+mod commands;
+mod console;
 mod control;
+mod cpuid;
+mod event_loop;
+mod exit;
 mod grammar;
+mod interrupt;
+mod kvm;
+mod machine;
+mod memory;
+mod qtree;
+mod registry;
+mod run;
+mod signals;
 mod spec;
+mod terminal;
+mod vcpu;
 
 use std::process::ExitCode;
 
@@ -17,10 +29,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(cli::Invocation::Ctl(config)) => ctl(&config),
-        Ok(cli::Invocation::Run(config)) => {
-            println!("{config:?}");
-            ExitCode::SUCCESS
-        }
+        Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config)),
         Err(error) => {
             eprintln!("berth: {error}");
             ExitCode::from(error.status())

@@ -86,8 +86,10 @@ pub enum ErrorClass {
     /// No object has that id.
     NotFound,
     /// The id, slot or NSID is taken.
+    #[allow(dead_code)] // Known to clients; nothing is added at run time yet.
     Exists,
     /// Something else uses it.
+    #[allow(dead_code)] // As above, for what is removed.
     InUse,
     /// berth cannot do this (yet).
     Unsupported,
