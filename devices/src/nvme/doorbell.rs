@@ -259,22 +259,12 @@ impl Doorbells {
         Ok(rung)
     }
 
-    /// The newest value of a doorbell from wherever the guest puts it now: an index into the queue, or
-    /// `Err` with what the shadow buffer holds where that is none.
-    pub fn value(&self, id: DoorbellId, shadow: Option<&Shadow>) -> Result<u32, u32> {
-        let Some(bell) = self.get(id) else {
-            return Ok(0);
-        };
+    /// The newest value of a doorbell from wherever the guest puts it now. The caller checks it
+    /// against its queue: nobody checked a shadow value before.
+    pub fn value(&self, id: DoorbellId, shadow: Option<&Shadow>) -> u32 {
         match shadow {
-            None => Ok(bell.value()),
-            Some(shadow) => {
-                let value = shadow.value(id);
-                if value < bell.entries() {
-                    Ok(value)
-                } else {
-                    Err(value)
-                }
-            }
+            None => self.get(id).map_or(0, Doorbell::value),
+            Some(shadow) => shadow.value(id),
         }
     }
 

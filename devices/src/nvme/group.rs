@@ -117,27 +117,25 @@ impl Group {
         }
     }
 
-    /// The guest's tail of a queue, if it is one.
-    fn tail(&self, sq: &Sq) -> Option<u32> {
-        let id = DoorbellId::sq(sq.queue.id());
-        let value = self.core.doorbells.value(id, self.shadow.as_deref());
-        if value.is_err() {
-            self.core.doorbell_error(DoorbellError::Value);
+    /// The guest's tail of the queue at `index`, if commands may be taken from it and it has any.
+    fn tail(&self, index: usize) -> Option<u32> {
+        let sq = self.sqs.get(index)?.as_ref()?;
+        if sq.state != State::Running || self.state != State::Running || !self.core.bus_master() {
+            return None;
         }
-        value.ok()
+        let id = DoorbellId::sq(sq.queue.id());
+        let tail = self.core.doorbells.value(id, self.shadow.as_deref());
+        if !sq.queue.has_index(tail) {
+            self.core.doorbell_error(DoorbellError::Value);
+            return None;
+        }
+        (tail != sq.queue.head()).then_some(tail)
     }
 
     /// Whether the queue at `index` has a command and a place for its completion.
     pub fn poll(&mut self, index: usize) -> Fetch {
-        let Some(sq) = self.sqs.get(index).and_then(Option::as_ref) else {
-            return Fetch::Empty;
-        };
-        if sq.state != State::Running || self.state != State::Running || !self.core.bus_master() {
-            return Fetch::Empty;
-        }
-        match self.tail(sq) {
+        match self.tail(index) {
             None => Fetch::Empty,
-            Some(tail) if tail == sq.queue.head() => Fetch::Empty,
             Some(_) if self.has_room() => Fetch::Command,
             Some(_) => Fetch::NoRoom,
         }
@@ -145,10 +143,10 @@ impl Group {
 
     /// Takes the next command of the queue at `index` with room for its completion.
     pub fn fetch(&mut self, index: usize) -> Option<(Sqe, Reservation)> {
-        if self.poll(index) != Fetch::Command {
+        let tail = self.tail(index)?;
+        if !self.has_room() {
             return None;
         }
-        let tail = self.tail(self.sqs.get(index)?.as_ref()?)?;
         let reservation = self.cq.reserve()?;
         let sq = self.sqs.get_mut(index)?.as_mut()?;
         match sq.queue.pop(tail) {
@@ -185,8 +183,8 @@ impl Group {
     /// queue needs the guest's doorbell.
     fn refresh_head(&mut self) {
         let id = DoorbellId::cq(self.cq.id());
-        let value = self.core.doorbells.value(id, self.shadow.as_deref());
-        if !value.is_ok_and(|head| self.cq.set_head(head)) {
+        let head = self.core.doorbells.value(id, self.shadow.as_deref());
+        if !self.cq.set_head(head) {
             self.core.doorbell_error(DoorbellError::Value);
         }
         let lap = self.cq.head_minus_one();
@@ -287,9 +285,8 @@ impl Group {
             bell.wait_for_room();
         }
         self.publish_cq_event_index(self.cq.head());
-        let value = self.core.doorbells.value(id, self.shadow.as_deref());
-        let moved = value.is_ok_and(|head| head != self.cq.head() && self.cq.set_head(head));
-        moved && self.cq.free() > 0
+        let head = self.core.doorbells.value(id, self.shadow.as_deref());
+        head != self.cq.head() && self.cq.set_head(head) && self.cq.free() > 0
     }
 
     /// Notes for each queue with commands in it that a doorbell's kernel event woke the thread.
