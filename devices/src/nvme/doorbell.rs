@@ -129,6 +129,13 @@ impl Doorbell {
         self.exits.load(Ordering::Relaxed)
     }
 
+    /// Goes on from the value that the guest left in an earlier shadow buffer, if it is one.
+    fn take_over(&self, value: u32) {
+        if value < self.entries() {
+            self.value.store(value, Ordering::Release);
+        }
+    }
+
     /// The queue's size; 0 if there is none.
     fn entries(&self) -> u32 {
         self.entries.load(Ordering::Acquire)
@@ -273,10 +280,10 @@ impl Doorbells {
         self.shadow.load_full()
     }
 
-    /// From now on the guest's values are in `shadow`. Values written before go there, so that each
-    /// side starts from the same number, and event indices such that the next change rings.
+    /// From now on the guest's values are in `shadow`. What it wrote before goes there, so that both
+    /// sides start from the same number, and event indices such that the next change rings.
     pub fn start_shadow(&self, shadow: &Arc<Shadow>) {
-        self.shadow.store(Some(Arc::clone(shadow)));
+        let last = self.shadow.swap(Some(Arc::clone(shadow)));
         fence(Ordering::SeqCst);
         let sides = [(Side::SqTail, &self.sq), (Side::CqHead, &self.cq)];
         for (side, bells) in sides {
@@ -285,16 +292,10 @@ impl Doorbells {
                 if bell.entries() == 0 {
                     continue;
                 }
-                // A vCPU in `ring` may write between the load and the store here. It found the buffer
-                // or its value is seen; the bound is for a guest that does nothing but ring.
-                for _ in 0..64 {
-                    let value = bell.value();
-                    shadow.set_value(id, value);
-                    shadow.set_event_index(id, value);
-                    if bell.value() == value {
-                        break;
-                    }
+                if let Some(last) = &last {
+                    bell.take_over(last.value(id));
                 }
+                start_shadow_of(bell, id, shadow);
             }
         }
     }
@@ -332,6 +333,19 @@ impl Doorbells {
 
     fn events(&self) -> std::sync::MutexGuard<'_, Events> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn start_shadow_of(bell: &Doorbell, id: DoorbellId, shadow: &Shadow) {
+    // A vCPU in `ring` may write between the load and the store here. It found the buffer or its
+    // value is seen; the bound is for a guest that does nothing but ring.
+    for _ in 0..64 {
+        let value = bell.value();
+        shadow.set_value(id, value);
+        shadow.set_event_index(id, value);
+        if bell.value() == value {
+            return;
+        }
     }
 }
 
