@@ -258,9 +258,14 @@ impl Group {
         self.posted = true;
     }
 
-    /// Raises one interrupt for all completions posted since the last.
+    /// Raises one interrupt for all completions posted since the last; it is a write to memory and
+    /// waits for bus master like any.
     pub fn interrupt(&mut self) {
-        if std::mem::take(&mut self.posted) && self.cq.vector().is_some() {
+        if !self.posted || !self.core.bus_master() {
+            return;
+        }
+        self.posted = false;
+        if self.cq.vector().is_some() {
             self.core.interrupt(self.cq.vector());
             self.cq_stats.interrupts.add(1);
         }
