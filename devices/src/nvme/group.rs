@@ -291,7 +291,8 @@ impl Group {
             return;
         };
         let head = sq.queue.head();
-        if sq.state == State::Running && sq.event_index.replace(head) != Some(head) {
+        let running = sq.state == State::Running && self.state == State::Running;
+        if running && sq.event_index.replace(head) != Some(head) {
             shadow.set_event_index(DoorbellId::sq(sq.queue.id()), head);
         }
     }

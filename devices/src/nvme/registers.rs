@@ -142,12 +142,12 @@ impl Registers {
         self.csts = Csts::new();
     }
 
-    /// The function was reset: all registers are as after power-on.
+    /// The function was reset: all registers are as after power-on. CSTS is, too, once the owner has
+    /// disabled the controller: until then RDY says that guest memory may be in use.
     pub fn function_reset(&mut self) {
-        // The owner still has a controller to disable.
         *self = Self {
             reset_asked: true,
-            csts: self.csts.with_rdy(false),
+            csts: self.csts,
             ..Self::new(self.cap.mqes_z())
         };
     }
