@@ -7,6 +7,7 @@
 mod fakes;
 mod features;
 mod full;
+mod fuzz;
 mod harness;
 mod identify;
 mod interrupts;
