@@ -30,6 +30,8 @@ pub struct Sq {
     pub in_flight: u32,
     // The event index last published.
     event_index: Option<u32>,
+    // The guest's tail was no index into the queue when last looked at.
+    bad_tail: bool,
 }
 
 /// What keeps a submission queue with commands in it from being served.
@@ -57,6 +59,8 @@ pub struct Group {
     /// Completions were posted since the last interrupt.
     pub posted: bool,
     cq_event_index: Option<u32>,
+    // The guest's head could not be when last looked at.
+    bad_head: bool,
 }
 
 impl Group {
@@ -74,6 +78,7 @@ impl Group {
             state: State::Running,
             posted: false,
             cq_event_index: None,
+            bad_head: false,
         }
     }
 
@@ -85,6 +90,7 @@ impl Group {
             state: State::Running,
             in_flight: 0,
             event_index: None,
+            bad_tail: false,
         });
         match self.sqs.iter_mut().find(|slot| slot.is_none()) {
             Some(slot) => *slot = sq,
@@ -118,15 +124,20 @@ impl Group {
     }
 
     /// The guest's tail of the queue at `index`, if commands may be taken from it and it has any.
-    fn tail(&self, index: usize) -> Option<u32> {
-        let sq = self.sqs.get(index)?.as_ref()?;
+    fn tail(&mut self, index: usize) -> Option<u32> {
+        let sq = self.sqs.get_mut(index)?.as_mut()?;
         if sq.state != State::Running || self.state != State::Running || !self.core.bus_master() {
             return None;
         }
         let id = DoorbellId::sq(sq.queue.id());
         let tail = self.core.doorbells.value(id, self.shadow.as_deref());
-        if !sq.queue.has_index(tail) {
-            self.core.doorbell_error(DoorbellError::Value);
+        let bad = !sq.queue.has_index(tail);
+        let was_bad = std::mem::replace(&mut sq.bad_tail, bad);
+        if bad {
+            // Told once: a value in memory stays, and would be told for ever.
+            if !was_bad {
+                self.core.doorbell_error(DoorbellError::Value);
+            }
             return None;
         }
         (tail != sq.queue.head()).then_some(tail)
@@ -184,9 +195,11 @@ impl Group {
     fn refresh_head(&mut self) {
         let id = DoorbellId::cq(self.cq.id());
         let head = self.core.doorbells.value(id, self.shadow.as_deref());
-        if !self.cq.set_head(head) {
+        let bad = !self.cq.set_head(head);
+        if bad && !std::mem::replace(&mut self.bad_head, bad) {
             self.core.doorbell_error(DoorbellError::Value);
         }
+        self.bad_head = bad;
         let lap = self.cq.head_minus_one();
         self.publish_cq_event_index(lap);
     }
