@@ -159,13 +159,16 @@ msi_stubs:
 spurious_stub:
     iretq
 
-# `int $0x80` from CPL 3: sleep until the next interrupt.
+# `int $0x80` from CPL 3: sleep until the next interrupt, unless counter RAX
+# is no longer RCX. Interrupts are off up to here, so that none comes between.
 .balign 16
 .global idle_stub
 idle_stub:
+    cmp %rcx, msi_counters(,%rax,8)
+    jne 1f
     sti
     hlt
-    iretq
+1:  iretq
 
 .section .data.tables, "aw"
 .balign 16

@@ -4,6 +4,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::io;
+use crate::time::Deadline;
 
 /// Interrupts that [`message`] can make, each with its own counter.
 pub const MESSAGES: u16 = 64;
@@ -19,7 +20,16 @@ const APIC: u64 = 0xfee0_0000;
 const APIC_ID: u64 = APIC + 0x20;
 const TASK_PRIORITY: u64 = APIC + 0x80;
 const SPURIOUS: u64 = APIC + 0xf0;
-const LOCAL_VECTORS: [u64; 3] = [APIC + 0x320, APIC + 0x350, APIC + 0x360];
+const LOCAL_VECTORS: [u64; 3] = [TIMER, APIC + 0x350, APIC + 0x360];
+const TIMER: u64 = APIC + 0x320;
+const TIMER_COUNT: u64 = APIC + 0x380;
+const TIMER_DIVIDE: u64 = APIC + 0x3e0;
+const TIMER_PERIODIC: u32 = 1 << 17;
+const DIVIDE_BY_16: u32 = 3;
+/// About 100 ms with KVM's APIC clock of 1 GHz.
+const TIMER_PERIOD: u32 = 6_250_000;
+/// The counter that the timer counts in; no device gets it.
+const TIMER_MESSAGE: u16 = MESSAGES - 1;
 const MASKED: u32 = 1 << 16;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 
@@ -71,7 +81,7 @@ pub fn init() {
 
 /// Address and data of an MSI that counts in `count(index)`, to this processor.
 pub fn message(index: u16) -> (u64, u32) {
-    assert!(index < MESSAGES);
+    assert!(index < TIMER_MESSAGE);
     let id = io::read32(APIC_ID) >> 24;
     (
         APIC | u64::from(id) << 12,
@@ -85,10 +95,29 @@ pub fn count(index: u16) -> u64 {
     unsafe { msi_counters[usize::from(index)].load(Ordering::Relaxed) }
 }
 
-/// Sleeps until an interrupt arrives. One that came just before is missed: have another way out.
-pub fn wait() {
+/// Sleeps until the next interrupt.
+pub fn halt() {
     // SAFETY: the gate's handler halts with interrupts on and returns.
-    unsafe { asm!("int 0x80", options(nostack)) }
+    unsafe { asm!("int 0x80", in("rax") 0, in("rcx") count(0), options(nostack)) }
+}
+
+/// Sleeps until message `index` arrived more than `before` times, or `deadline` passed; whether it
+/// did.
+pub fn wait_above(index: u16, before: u64, deadline: Deadline) -> bool {
+    // The timer wakes the processor should the message never come.
+    io::write32(TIMER_DIVIDE, DIVIDE_BY_16);
+    io::write32(
+        TIMER,
+        TIMER_PERIODIC | u32::from(FIRST_VECTOR) + u32::from(TIMER_MESSAGE),
+    );
+    io::write32(TIMER_COUNT, TIMER_PERIOD);
+    while count(index) == before && !deadline.passed() {
+        // SAFETY: the gate's handler compares the counter with interrupts off, and halts with
+        // interrupts on only if it still is what it was.
+        unsafe { asm!("int 0x80", in("rax") u64::from(index), in("rcx") before, options(nostack)) }
+    }
+    io::write32(TIMER, MASKED);
+    count(index) > before
 }
 
 /// Empties the interrupt table: the next exception shuts the processor down.

@@ -254,6 +254,11 @@ impl Msix {
         self.function.write16(self.capability + 2, value);
     }
 
+    /// Whether MSI-X is on.
+    pub fn enabled(&self) -> bool {
+        self.function.read16(self.capability + 2) & 1 << 15 != 0
+    }
+
     /// Sets a vector's message, leaving its mask bit set.
     pub fn program(&self, vector: u16, (address, data): (u64, u32)) {
         let entry = self.table + u64::from(vector) * 16;

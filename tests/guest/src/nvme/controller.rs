@@ -12,7 +12,6 @@ use crate::{io, time};
 pub mod register {
     pub const CAP: u64 = 0x00;
     pub const VS: u64 = 0x08;
-    pub const INTMS: u64 = 0x0c;
     pub const CC: u64 = 0x14;
     pub const CSTS: u64 = 0x1c;
     pub const NSSR: u64 = 0x20;
@@ -123,17 +122,6 @@ impl Controller {
             self.function.read16(pci::register::VENDOR),
             self.function.read16(pci::register::DEVICE),
         ) == QEMU
-    }
-
-    /// Skips the test on QEMU's controller.
-    ///
-    /// # Errors
-    /// It is QEMU's.
-    pub fn not_qemu(&self, why: &str) -> Outcome {
-        if self.is_qemu() {
-            skip!("QEMU: {why}");
-        }
-        Ok(())
     }
 
     /// Reads a 4-byte register.

@@ -9,4 +9,4 @@ mod queue;
 pub use command::{Command, Completion, admin, io, status};
 pub use controller::{Controller, Namespace, register};
 pub use data::{Buffer, CANARY};
-pub use queue::{CompletionQueue, Doorbell, Pair, SubmissionQueue};
+pub use queue::{CompletionQueue, Pair};

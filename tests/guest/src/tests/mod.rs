@@ -1,5 +1,19 @@
 //! The tests, by name, and the loop that runs them.
 
+mod bars;
+mod bench;
+mod features;
+mod flow;
+mod hostile;
+mod identify;
+mod interrupts;
+mod io;
+mod machine;
+mod queues;
+mod registers;
+mod reset;
+mod shadow;
+
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -68,27 +82,28 @@ const fn named_only(name: &'static str, run: fn(&Machine) -> Outcome) -> Test {
 }
 
 const TESTS: &[Test] = &[
-    test("hello", hello),
-    named_only("reboot", |_| exit::reset()),
-    named_only("triplefault", |_| exit::triple_fault()),
+    test("hello", machine::hello),
+    test("pci", machine::pci),
+    test("registers", registers::run),
+    test("identify", identify::run),
+    test("features", features::run),
+    test("io", io::run),
+    test("commands", io::commands),
+    test("queues", queues::run),
+    test("shadow", shadow::run),
+    test("interrupts", interrupts::run),
+    test("reset", reset::run),
+    test("shutdown", reset::shutdown),
+    test("flr", reset::function_level),
+    test("bars", bars::run),
+    test("hostile", hostile::run),
+    named_only("bench", bench::run),
+    named_only("reboot", machine::reboot),
+    named_only("triplefault", machine::triple_fault),
+    named_only("pagefault", machine::page_fault),
+    named_only("spin", machine::spin),
+    named_only("idle", machine::idle),
 ];
-
-/// A sign of life.
-#[allow(clippy::unnecessary_wraps)]
-fn hello(machine: &Machine) -> Outcome {
-    println!("hello from CPL 3, RAM ends at {:#x}", machine.ram_end);
-    for function in pci::functions() {
-        println!(
-            "pci {:02x}.{} {:04x}:{:04x} class {:06x}",
-            function.slot,
-            function.number,
-            function.read16(pci::register::VENDOR),
-            function.read16(pci::register::DEVICE),
-            function.read32(pci::register::CLASS) >> 8
-        );
-    }
-    Ok(())
-}
 
 static PASSED: AtomicU32 = AtomicU32::new(0);
 static FAILED: AtomicU32 = AtomicU32::new(0);
@@ -175,6 +190,9 @@ fn quiesce() {
         if let Ok(controller) = Controller::attach(function, 2) {
             // A controller that does not stop fails the next test's own reset.
             let _ = controller.disable();
+            if let Ok(msix) = function.msix() {
+                msix.enable(false, false);
+            }
         }
     }
 }
