@@ -7,8 +7,6 @@
 .set STACK_SIZE, 0x40000
 .set USER_DATA, 0x1b
 .set USER_CODE, 0x23
-.set IDLE_VECTOR, 0x80
-.set FIRST_MSI_VECTOR, 0x30
 .set MSI_VECTORS, 64
 .set APIC_EOI, 0xfee000b0
 
@@ -94,6 +92,7 @@ exception_stubs:
     exception 3
     exception 4
     exception 5
+undefined_exception:
     exception 6
     exception 7
     exception 8, 1
@@ -159,12 +158,23 @@ msi_stubs:
 spurious_stub:
     iretq
 
-# `int $0x80` from CPL 3: sleep until the next interrupt, unless counter RAX
-# is no longer RCX. Interrupts are off up to here, so that none comes between.
+# Called from CPL 3: sleeps until the next interrupt, unless counter RDI is no
+# longer RSI. The undefined instruction is the way into CPL 0, for software KVM
+# does not pass software interrupts or system calls on. Interrupts are off in
+# its handler, so that none comes between the comparison and the halt.
 .balign 16
-.global idle_stub
-idle_stub:
-    cmp %rcx, msi_counters(,%rax,8)
+.global sleep_unless_counted
+sleep_unless_counted:
+    ud2
+    ret
+
+.balign 16
+.global undefined_stub
+undefined_stub:
+    cmpq $sleep_unless_counted, (%rsp)
+    jne undefined_exception
+    addq $2, (%rsp)
+    cmp %rsi, msi_counters(,%rdi,8)
     jne 1f
     sti
     hlt

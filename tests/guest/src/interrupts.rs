@@ -1,6 +1,5 @@
 //! Exceptions, the local APIC, and counters of message-signalled interrupts.
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::io;
@@ -12,7 +11,7 @@ pub const MESSAGES: u16 = 64;
 const FIRST_VECTOR: u8 = 0x30;
 const STUB_BYTES: u64 = 32;
 const EXCEPTION_STUB_BYTES: u64 = 16;
-const IDLE_VECTOR: usize = 0x80;
+const UNDEFINED: usize = 6;
 const SPURIOUS_VECTOR: usize = 0xff;
 const KERNEL_CODE: u64 = 0x08;
 
@@ -37,22 +36,21 @@ unsafe extern "C" {
     static exception_stubs: u8;
     static msi_stubs: u8;
     static spurious_stub: u8;
-    static idle_stub: u8;
+    static undefined_stub: u8;
+    /// Halts until the next interrupt if counter `index` is `count`.
+    fn sleep_unless_counted(index: u64, count: u64);
     static idt: [[AtomicU64; 2]; 256];
     static msi_counters: [AtomicU64; MESSAGES as usize];
     /// Vector, error code, RIP, RSP, CR2.
     static fault_record: [AtomicU64; 5];
 }
 
-fn set_gate(vector: usize, handler: u64, privilege: u64) {
+fn set_gate(vector: usize, handler: u64) {
     // SAFETY: entry.s reserves 256 gates of 16 bytes; atomics allow shared writes.
     let gate = unsafe { &idt[vector] };
     gate[1].store(handler >> 32, Ordering::Relaxed);
     // An interrupt gate: present, type 14, interrupts off inside.
-    let low = handler & 0xffff
-        | KERNEL_CODE << 16
-        | (0x8e | privilege << 5) << 40
-        | (handler >> 16 & 0xffff) << 48;
+    let low = handler & 0xffff | KERNEL_CODE << 16 | 0x8e << 40 | (handler >> 16 & 0xffff) << 48;
     gate[0].store(low, Ordering::Relaxed);
 }
 
@@ -60,18 +58,17 @@ fn set_gate(vector: usize, handler: u64, privilege: u64) {
 pub fn init() {
     let exceptions = (&raw const exception_stubs).addr() as u64;
     for vector in 0..32 {
-        set_gate(vector, exceptions + vector as u64 * EXCEPTION_STUB_BYTES, 0);
+        set_gate(vector, exceptions + vector as u64 * EXCEPTION_STUB_BYTES);
     }
     let messages = (&raw const msi_stubs).addr() as u64;
     for index in 0..u64::from(MESSAGES) {
         set_gate(
             usize::from(FIRST_VECTOR) + index as usize,
             messages + index * STUB_BYTES,
-            0,
         );
     }
-    set_gate(SPURIOUS_VECTOR, (&raw const spurious_stub).addr() as u64, 0);
-    set_gate(IDLE_VECTOR, (&raw const idle_stub).addr() as u64, 3);
+    set_gate(SPURIOUS_VECTOR, (&raw const spurious_stub).addr() as u64);
+    set_gate(UNDEFINED, (&raw const undefined_stub).addr() as u64);
     for local in LOCAL_VECTORS {
         io::write32(local, MASKED);
     }
@@ -97,8 +94,8 @@ pub fn count(index: u16) -> u64 {
 
 /// Sleeps until the next interrupt.
 pub fn halt() {
-    // SAFETY: the gate's handler halts with interrupts on and returns.
-    unsafe { asm!("int 0x80", in("rax") 0, in("rcx") count(0), options(nostack)) }
+    // SAFETY: counter 0 exists, and the function keeps all registers.
+    unsafe { sleep_unless_counted(0, count(0)) };
 }
 
 /// Sleeps until message `index` arrived more than `before` times, or `deadline` passed; whether it
@@ -112,9 +109,8 @@ pub fn wait_above(index: u16, before: u64, deadline: Deadline) -> bool {
     );
     io::write32(TIMER_COUNT, TIMER_PERIOD);
     while count(index) == before && !deadline.passed() {
-        // SAFETY: the gate's handler compares the counter with interrupts off, and halts with
-        // interrupts on only if it still is what it was.
-        unsafe { asm!("int 0x80", in("rax") u64::from(index), in("rcx") before, options(nostack)) }
+        // SAFETY: the index is checked by `count`, and the function keeps all registers.
+        unsafe { sleep_unless_counted(u64::from(index), before) };
     }
     io::write32(TIMER, MASKED);
     count(index) > before
