@@ -11,5 +11,6 @@ pub mod legacy;
 pub mod nvme;
 pub mod pci;
 pub mod ram;
+pub mod ratelimit;
 pub mod storage;
 pub mod subsystem;

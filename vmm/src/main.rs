@@ -1,3 +1,52 @@
 //! berth: a minimal virtual machine monitor with NVMe built in.
 
-fn main() {}
+mod cli;
+mod commands;
+mod console;
+mod control;
+mod cpuid;
+mod event_loop;
+mod exit;
+mod grammar;
+mod interrupt;
+mod kvm;
+mod machine;
+mod memory;
+mod qtree;
+mod registry;
+mod run;
+mod signals;
+mod spec;
+mod terminal;
+mod vcpu;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os().skip(1)) {
+        Ok(cli::Invocation::Print(text)) => {
+            cli::print(&text);
+            ExitCode::SUCCESS
+        }
+        Ok(cli::Invocation::Ctl(config)) => ctl(&config),
+        Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config)),
+        Err(error) => {
+            eprintln!("berth: {error}");
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+/// Sends one command to a running berth.
+fn ctl(config: &control::client::CtlConfig) -> ExitCode {
+    match control::client::run(config) {
+        Ok(text) => {
+            cli::print(&text);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("berth ctl: {error}");
+            ExitCode::from(1)
+        }
+    }
+}

@@ -1,1 +1,31 @@
-//! The NVMe controller.
+//! The NVMe controller (NVMe Base 2.0c, NVM Command Set 1.0c, NVMe over PCIe Transport 1.0c).
+//!
+//! vCPU threads touch [`pci`](self) → registers and doorbell cells, and nothing else. The main thread
+//! owns the admin queue ([`Controller::service`]). I/O threads own the I/O queues ([`IoThreads`]).
+//! What they share is small and in one place, the core: doorbells, interrupt vectors, the attachment
+//! table, and a mailbox in each direction.
+//!
+//! Lock order: admin → config space | registers | doorbell events | subsystem → changed list. No lock is
+//! held while an I/O thread works on a command, and none is shared between queues.
+
+mod admin;
+mod controller;
+mod core;
+mod doorbell;
+mod error;
+mod group;
+mod io;
+mod pci;
+mod prp;
+mod queue;
+mod registers;
+mod snapshots;
+pub mod spec;
+mod stats;
+
+pub use controller::{
+    Controller, ControllerConfig, ControllerError, ControllerInfo, ControllerParts,
+    MAX_IO_QUEUE_PAIRS, MAX_MDTS,
+};
+pub use io::{IoThreadInfo, IoThreads};
+pub use stats::QueueInfo;

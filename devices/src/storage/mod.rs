@@ -1,4 +1,25 @@
 //! Backends that hold a namespace's bytes, and the engine that each I/O thread drives them with.
+//!
+//! [`open`] makes a backend. An I/O thread owns one [`Engine`], passes it to [`Backend::submit`] and
+//! [`Backend::cancel`], starts what they queued with [`Engine::kick`], sleeps on
+//! [`Engine::wake_fds`], and takes completions with [`Engine::reap`].
+
+mod config;
+#[cfg(test)]
+mod conformance;
+mod engine;
+mod file;
+mod io;
+mod memory;
+mod null;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use config::{
+    BackendConfig, BackendKind, CacheMode, MAX_MEMORY, OpenError, UnknownCacheMode, open,
+};
+pub use engine::{Engine, EngineKind, EngineStats, Mailbox};
 
 use crate::ram::GuestSlice;
 
@@ -21,7 +42,8 @@ pub enum Op {
         /// Force unit access.
         fua: bool,
     },
-    /// The range's content is no longer needed; it reads as zeroes afterwards.
+    /// The range's content is no longer needed. It reads as zeroes afterwards if
+    /// [`Backend::discard_zeroes`]; else it may keep its content.
     Discard,
 }
 
@@ -76,6 +98,59 @@ pub enum BackendError {
     Cancelled,
 }
 
+impl BackendError {
+    /// The error for an `errno` of a data system call.
+    pub fn from_errno(errno: i32) -> Self {
+        match errno {
+            libc::ENOSPC | libc::EDQUOT | libc::EFBIG => Self::NoSpace,
+            libc::EROFS | libc::EACCES | libc::EPERM => Self::ReadOnly,
+            libc::EOPNOTSUPP | libc::ENOSYS => Self::Unsupported,
+            libc::ECANCELED => Self::Cancelled,
+            errno => Self::Io(errno),
+        }
+    }
+}
+
+impl Request<'_> {
+    /// What every backend checks first: that the range is inside `size` bytes, in whole blocks, and
+    /// as long as its data, and that a read-only backend is not asked to change.
+    ///
+    /// # Errors
+    /// [`BackendError::ReadOnly`], [`BackendError::OutOfRange`], or `EINVAL` for a request that is
+    /// not in whole blocks or does not match its data (a mistake of the caller, not of the guest).
+    pub(crate) fn check(
+        &self,
+        size: u64,
+        block_size: u32,
+        read_only: bool,
+    ) -> Result<(), BackendError> {
+        let moves_data = matches!(self.op, Op::Read | Op::Write { .. });
+        match self.op {
+            Op::Flush => return Ok(()),
+            Op::Read => {}
+            Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard if read_only => {
+                return Err(BackendError::ReadOnly);
+            }
+            Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard => {}
+        }
+        let end = self.offset.checked_add(self.len);
+        if end.is_none_or(|end| end > size) {
+            return Err(BackendError::OutOfRange);
+        }
+        let block = u64::from(block_size);
+        let whole = self.offset.is_multiple_of(block) && self.len.is_multiple_of(block);
+        if !whole || (moves_data && self.data_len() != Some(self.len)) {
+            return Err(BackendError::Io(libc::EINVAL));
+        }
+        Ok(())
+    }
+
+    fn data_len(&self) -> Option<u64> {
+        let mut lengths = self.data.iter().map(|slice| slice.len() as u64);
+        lengths.try_fold(0u64, |sum, len| sum.checked_add(len))
+    }
+}
+
 /// What [`Backend::submit`] did with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Submitted {
@@ -108,6 +183,16 @@ pub trait Backend: Send + Sync {
     /// Smallest unit of offsets and lengths in bytes, a power of two (512 or more).
     fn block_size(&self) -> u32;
 
+    /// Looks at the medium and returns the new size in bytes if it changed. Cheap; called at times.
+    fn refresh_size(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether a range reads as zeroes after [`Op::Discard`].
+    fn discard_zeroes(&self) -> bool {
+        true
+    }
+
     /// One line for people, such as `file=/tmp/a.img` or `memory=64M`.
     fn describe(&self) -> String;
 
@@ -117,7 +202,3 @@ pub trait Backend: Send + Sync {
     /// Stops a pending request, as far as that can be done.
     fn cancel(&self, engine: &mut Engine, token: Token) -> Cancel;
 }
-
-/// To be replaced: the per-thread engine.
-#[derive(Debug)]
-pub struct Engine;

@@ -1,1 +1,395 @@
 //! NVM subsystems: they own namespaces; controllers come and go.
+//!
+//! A subsystem is a device on the system bus with a bus of its own that namespaces plug into. A
+//! controller sits on PCI and holds a [`Link`] to one subsystem; dropping the link frees its CNTLID
+//! and touches no namespace. The subsystem knows its controllers only as [`ControllerLink`]s.
+//!
+//! Lock order: a controller's admin state, then the subsystem's members, then what a
+//! [`ControllerLink`] locks inside its callback, which must call nothing back.
+
+mod attachment;
+mod namespace;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use serde::Serialize;
+
+pub use attachment::AttachmentTable;
+use namespace::Reach;
+pub use namespace::{MAX_NSID, Namespace, NamespaceConfig, NamespaceInfo};
+
+use crate::storage::Backend;
+
+/// Highest CNTLID (NVMe Base 2.0c, 5.17.2.1: FFF0h and above are reserved).
+pub const MAX_CNTLID: u16 = 0xffef;
+
+/// Longest NQN in bytes (NVMe Base 2.0c, 4.7).
+pub const MAX_NQN: usize = 223;
+
+/// How a controller hears of changes to what it sees.
+pub trait ControllerLink: Send + Sync {
+    /// The attached namespaces are now `table`; the NSIDs in `changed` came, went or changed.
+    fn attachments_changed(&self, table: Arc<AttachmentTable>, changed: &[u32]);
+}
+
+/// Why a subsystem refused something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubsystemError {
+    /// The NSID is not 1 to [`MAX_NSID`].
+    #[error("nsid {0} is not valid: it must be 1 to {MAX_NSID}")]
+    BadNsid(u32),
+    /// The NSID is in use.
+    #[error("nsid {nsid} is in use by namespace '{by}' of subsystem '{subsystem}'")]
+    NsidInUse {
+        /// The NSID.
+        nsid: u32,
+        /// The namespace that has it.
+        by: String,
+        /// The subsystem.
+        subsystem: String,
+    },
+    /// All NSIDs are taken.
+    #[error("subsystem '{0}' has {MAX_NSID} namespaces, which is the limit")]
+    Full(String),
+    /// The CNTLID is in use.
+    #[error("cntlid {cntlid} is in use by controller '{by}' of subsystem '{subsystem}'")]
+    CntlidInUse {
+        /// The CNTLID.
+        cntlid: u16,
+        /// The controller that has it.
+        by: String,
+        /// The subsystem.
+        subsystem: String,
+    },
+    /// The CNTLID is above [`MAX_CNTLID`], or none is free.
+    #[error("cntlid {0:#x} is not valid: it must be at most {MAX_CNTLID:#x}")]
+    BadCntlid(u16),
+    /// A second controller for a subsystem with `shared=off`.
+    #[error(
+        "subsystem '{subsystem}' has shared=off and controller '{by}' is in it: use another \
+         subsystem, or define this one with shared=on"
+    )]
+    NotShared {
+        /// The subsystem.
+        subsystem: String,
+        /// The controller that is in it.
+        by: String,
+    },
+    /// The NQN is empty or too long.
+    #[error("nqn '{0}' is not valid: it must have 1 to {MAX_NQN} bytes")]
+    BadNqn(String),
+}
+
+/// What a subsystem is to be.
+#[derive(Debug, Clone)]
+pub struct SubsystemConfig {
+    /// Name in the device tree, unique in the machine.
+    pub id: String,
+    /// NVMe qualified name; `nqn.2026-11.org.berth:ID` if not given.
+    pub nqn: Option<String>,
+    /// Whether more than one controller may link to it (CMIC bit 1).
+    pub shared: bool,
+}
+
+/// An NVM subsystem.
+pub struct Subsystem {
+    id: String,
+    nqn: String,
+    shared: bool,
+    members: Mutex<Members>,
+}
+
+#[derive(Default)]
+struct Members {
+    namespaces: BTreeMap<u32, Arc<Namespace>>,
+    controllers: BTreeMap<u16, Member>,
+}
+
+struct Member {
+    id: String,
+    link: Option<Weak<dyn ControllerLink>>,
+}
+
+impl std::fmt::Debug for Subsystem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Subsystem({})", self.id)
+    }
+}
+
+impl Subsystem {
+    /// An empty subsystem.
+    ///
+    /// # Errors
+    /// The NQN is empty or longer than [`MAX_NQN`].
+    pub fn new(config: SubsystemConfig) -> Result<Arc<Self>, SubsystemError> {
+        let nqn = config
+            .nqn
+            .unwrap_or_else(|| format!("nqn.2026-11.org.berth:{}", config.id));
+        if nqn.is_empty() || nqn.len() > MAX_NQN {
+            return Err(SubsystemError::BadNqn(nqn));
+        }
+        Ok(Arc::new(Self {
+            id: config.id,
+            nqn,
+            shared: config.shared,
+            members: Mutex::default(),
+        }))
+    }
+
+    /// Name in the device tree.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// NVMe qualified name.
+    pub fn nqn(&self) -> &str {
+        &self.nqn
+    }
+
+    /// Whether more than one controller may link to it.
+    pub fn shared(&self) -> bool {
+        self.shared
+    }
+
+    fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Plugs a namespace into the subsystem's bus and attaches it to the controllers it reaches.
+    ///
+    /// # Errors
+    /// The NSID is out of range or in use, or none is free.
+    pub fn add_namespace(
+        &self,
+        config: NamespaceConfig,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Arc<Namespace>, SubsystemError> {
+        let mut members = self.members();
+        let nsid = match config.nsid {
+            Some(nsid) => self.check_nsid(&members, nsid)?,
+            None => (1..=MAX_NSID)
+                .find(|nsid| !members.namespaces.contains_key(nsid))
+                .ok_or_else(|| SubsystemError::Full(self.id.clone()))?,
+        };
+        let namespace = Arc::new(Namespace::new(config, nsid, &self.nqn, backend));
+        members.namespaces.insert(nsid, Arc::clone(&namespace));
+        members.publish(&namespace);
+        Ok(namespace)
+    }
+
+    fn check_nsid(&self, members: &Members, nsid: u32) -> Result<u32, SubsystemError> {
+        if !(1..=MAX_NSID).contains(&nsid) {
+            return Err(SubsystemError::BadNsid(nsid));
+        }
+        match members.namespaces.get(&nsid) {
+            None => Ok(nsid),
+            Some(other) => Err(SubsystemError::NsidInUse {
+                nsid,
+                by: other.id().to_owned(),
+                subsystem: self.id.clone(),
+            }),
+        }
+    }
+
+    /// Looks at the backends' sizes again and tells the controllers of namespaces that changed.
+    pub fn refresh_sizes(&self) -> Vec<Arc<Namespace>> {
+        let members = self.members();
+        let changed: Vec<_> = members
+            .namespaces
+            .values()
+            .filter(|namespace| namespace.take_size())
+            .cloned()
+            .collect();
+        for namespace in &changed {
+            members.publish(namespace);
+        }
+        changed
+    }
+
+    /// Links a controller: reserves its CNTLID. [`Link::observe`] has it hear of namespaces.
+    ///
+    /// # Errors
+    /// The CNTLID is taken or reserved, or the subsystem is not shared and has a controller.
+    pub fn link(self: &Arc<Self>, id: &str, cntlid: Option<u16>) -> Result<Link, SubsystemError> {
+        let mut members = self.members();
+        if let (false, Some(other)) = (self.shared, members.controllers.values().next()) {
+            return Err(SubsystemError::NotShared {
+                subsystem: self.id.clone(),
+                by: other.id.clone(),
+            });
+        }
+        let cntlid = cntlid
+            .or_else(|| (0..=MAX_CNTLID).find(|id| !members.controllers.contains_key(id)))
+            .unwrap_or(u16::MAX);
+        if cntlid > MAX_CNTLID {
+            return Err(SubsystemError::BadCntlid(cntlid));
+        }
+        if let Some(other) = members.controllers.get(&cntlid) {
+            return Err(SubsystemError::CntlidInUse {
+                cntlid,
+                by: other.id.clone(),
+                subsystem: self.id.clone(),
+            });
+        }
+        let id = id.to_owned();
+        members
+            .controllers
+            .insert(cntlid, Member { id, link: None });
+        drop(members);
+        let subsystem = Arc::clone(self);
+        Ok(Link { subsystem, cntlid })
+    }
+
+    /// NSIDs of all namespaces, attached or not (the allocated namespaces), ascending.
+    pub fn allocated(&self) -> Vec<u32> {
+        self.members().namespaces.keys().copied().collect()
+    }
+
+    /// The namespace with this NSID, attached or not.
+    pub fn namespace(&self, nsid: u32) -> Option<Arc<Namespace>> {
+        self.members().namespaces.get(&nsid).cloned()
+    }
+
+    /// CNTLIDs of all controllers, ascending.
+    pub fn controllers(&self) -> Vec<u16> {
+        self.members().controllers.keys().copied().collect()
+    }
+
+    /// CNTLIDs of the controllers that the namespace is attached to, ascending.
+    pub fn attached_to(&self, nsid: u32) -> Vec<u16> {
+        let members = self.members();
+        let Some(namespace) = members.namespaces.get(&nsid) else {
+            return Vec::new();
+        };
+        let reached =
+            |(cntlid, member): (&u16, &Member)| namespace.reaches(&member.id).then_some(*cntlid);
+        members.controllers.iter().filter_map(reached).collect()
+    }
+
+    /// The subsystem as `info` shows it.
+    pub fn info(&self) -> SubsystemInfo {
+        let members = self.members();
+        let controllers = members
+            .controllers
+            .iter()
+            .map(|(cntlid, member)| (*cntlid, member.id.clone()))
+            .collect();
+        let namespaces = members
+            .namespaces
+            .values()
+            .map(|namespace| members.namespace_info(namespace))
+            .collect();
+        SubsystemInfo {
+            id: self.id.clone(),
+            nqn: self.nqn.clone(),
+            shared: self.shared,
+            controllers,
+            namespaces,
+        }
+    }
+}
+
+impl Members {
+    fn table(&self, controller: &str) -> Arc<AttachmentTable> {
+        let attached = self
+            .namespaces
+            .values()
+            .filter(|namespace| namespace.reaches(controller))
+            .cloned();
+        Arc::new(AttachmentTable::new(attached))
+    }
+
+    /// Gives every controller that `namespace` reaches its new table.
+    fn publish(&self, namespace: &Namespace) {
+        for member in self.controllers.values() {
+            let link = member.link.as_ref().and_then(Weak::upgrade);
+            if let Some(link) = link
+                && namespace.reaches(&member.id)
+            {
+                link.attachments_changed(self.table(&member.id), &[namespace.nsid()]);
+            }
+        }
+    }
+
+    fn namespace_info(&self, namespace: &Namespace) -> NamespaceInfo {
+        let attached = self
+            .controllers
+            .values()
+            .filter(|member| namespace.reaches(&member.id))
+            .map(|member| member.id.clone())
+            .collect();
+        NamespaceInfo {
+            id: namespace.id().to_owned(),
+            nsid: namespace.nsid(),
+            shared: namespace.shared(),
+            read_only: namespace.read_only(),
+            block_size: 1 << namespace.block_shift(),
+            size: namespace.blocks() << namespace.block_shift(),
+            uuid: namespace.uuid().to_string(),
+            backend: namespace.backend().describe(),
+            attached,
+        }
+    }
+}
+
+impl Namespace {
+    fn reaches(&self, controller: &str) -> bool {
+        match &self.reach {
+            Reach::Shared => true,
+            Reach::Private(id) => id == controller,
+            Reach::Detached => false,
+        }
+    }
+}
+
+/// A controller's place in a subsystem; dropping it frees the CNTLID.
+#[derive(Debug)]
+pub struct Link {
+    subsystem: Arc<Subsystem>,
+    cntlid: u16,
+}
+
+impl Link {
+    /// The subsystem.
+    pub fn subsystem(&self) -> &Arc<Subsystem> {
+        &self.subsystem
+    }
+
+    /// Gives `observer` the table of now, and every later one.
+    pub fn observe(&self, observer: &Arc<dyn ControllerLink>) {
+        let mut members = self.subsystem.members();
+        let Some(member) = members.controllers.get_mut(&self.cntlid) else {
+            return;
+        };
+        member.link = Some(Arc::downgrade(observer));
+        let id = member.id.clone();
+        observer.attachments_changed(members.table(&id), &[]);
+    }
+
+    /// The controller's id in it.
+    pub fn cntlid(&self) -> u16 {
+        self.cntlid
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.subsystem.members().controllers.remove(&self.cntlid);
+    }
+}
+
+/// A subsystem as `info` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct SubsystemInfo {
+    /// Name in the device tree.
+    pub id: String,
+    /// NVMe qualified name.
+    pub nqn: String,
+    /// Whether more than one controller may link to it.
+    pub shared: bool,
+    /// CNTLID and id of each controller.
+    pub controllers: Vec<(u16, String)>,
+    /// The namespaces on its bus.
+    pub namespaces: Vec<NamespaceInfo>,
+}

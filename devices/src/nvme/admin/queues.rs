@@ -1,0 +1,286 @@
+//! I/O queues: creation and deletion (NVMe Base 2.0c, 5.4 to 5.7).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::super::controller::Controller;
+use super::super::doorbell::DoorbellId;
+use super::super::error::CommandError;
+use super::super::io::Message;
+use super::super::prp::PAGE;
+use super::super::queue::{CompletionQueue, SubmissionQueue};
+use super::super::spec::{CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, Sqe, Status};
+use super::super::stats::{CqStats, QueueInfo, SqStats};
+use super::features::Features;
+use super::log::Totals;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Alive,
+    Deleting,
+}
+
+#[derive(Debug)]
+struct Sq {
+    cqid: u16,
+    entries: u32,
+    stats: Arc<SqStats>,
+    life: Life,
+}
+
+#[derive(Debug)]
+struct Cq {
+    thread: usize,
+    vector: Option<u16>,
+    stats: Arc<CqStats>,
+    life: Life,
+}
+
+/// The I/O queues that exist. Each is owned by an I/O thread; here is what the admin queue needs.
+#[derive(Debug, Default)]
+pub struct IoQueues {
+    sqs: BTreeMap<u16, Sq>,
+    cqs: BTreeMap<u16, Cq>,
+    // Of queues that are gone.
+    totals: Totals,
+}
+
+impl IoQueues {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.sqs.is_empty() && self.cqs.is_empty()
+    }
+
+    /// I/O of all queues, those that are gone included.
+    pub fn totals(&self) -> Totals {
+        let mut totals = self.totals;
+        for sq in self.sqs.values() {
+            totals.add(&sq.stats);
+        }
+        totals
+    }
+
+    /// Forgets all queues (controller reset); what they did still counts.
+    pub fn clear(&mut self) {
+        self.totals = self.totals();
+        self.sqs.clear();
+        self.cqs.clear();
+    }
+
+    /// Create I/O Completion Queue.
+    ///
+    /// # Errors
+    /// An identifier that is taken or too high, a bad size, vector or address.
+    pub fn create_cq(
+        &mut self,
+        controller: &Controller,
+        features: &Features,
+        sqe: &Sqe,
+    ) -> Result<(), CommandError> {
+        let cdw10 = CreateQueueCdw10::from_bits(sqe.cdw10);
+        let cdw11 = CreateCqCdw11::from_bits(sqe.cdw11);
+        let qid = cdw10.qid();
+        if !(1..=features.max_cqid()).contains(&qid) || self.cqs.contains_key(&qid) {
+            return Err(Status::INVALID_QUEUE_IDENTIFIER.into());
+        }
+        let entries = check_ring(controller, sqe, cdw10, cdw11.pc())?;
+        if cdw11.iv() > controller.config().max_ioqpairs {
+            return Err(Status::INVALID_INTERRUPT_VECTOR.into());
+        }
+        let core = controller.core();
+        let vector = cdw11.ien().then_some(cdw11.iv());
+        let queue = CompletionQueue::new(&core.ram, qid, sqe.prp1, entries, vector)?;
+        let thread = controller.io_threads().assign();
+        let stats = Arc::new(CqStats::default());
+        core.doorbells.open(DoorbellId::cq(qid), entries, thread);
+        controller.io_threads().thread(thread).send(Message::AddCq {
+            core: Arc::clone(core),
+            queue,
+            stats: Arc::clone(&stats),
+        });
+        controller.add_doorbell_event(DoorbellId::cq(qid), thread);
+        let life = Life::Alive;
+        self.cqs.insert(
+            qid,
+            Cq {
+                thread,
+                vector,
+                stats,
+                life,
+            },
+        );
+        Ok(())
+    }
+
+    /// Create I/O Submission Queue.
+    ///
+    /// # Errors
+    /// As for a completion queue, or no such completion queue.
+    pub fn create_sq(
+        &mut self,
+        controller: &Controller,
+        features: &Features,
+        sqe: &Sqe,
+    ) -> Result<(), CommandError> {
+        let cdw10 = CreateQueueCdw10::from_bits(sqe.cdw10);
+        let cdw11 = CreateSqCdw11::from_bits(sqe.cdw11);
+        let qid = cdw10.qid();
+        let cqid = cdw11.cqid();
+        if cqid == 0 || cqid > features.max_cqid() {
+            return Err(Status::INVALID_QUEUE_IDENTIFIER.into());
+        }
+        let cq = self.cqs.get(&cqid).filter(|cq| cq.life == Life::Alive);
+        let cq = cq.ok_or(Status::INVALID_COMPLETION_QUEUE)?;
+        if !(1..=features.max_sqid()).contains(&qid) || self.sqs.contains_key(&qid) {
+            return Err(Status::INVALID_QUEUE_IDENTIFIER.into());
+        }
+        let entries = check_ring(controller, sqe, cdw10, cdw11.pc())?;
+        let core = controller.core();
+        let queue = SubmissionQueue::new(&core.ram, qid, sqe.prp1, entries)?;
+        let stats = Arc::new(SqStats::default());
+        core.doorbells.open(DoorbellId::sq(qid), entries, cq.thread);
+        let thread = controller.io_threads().thread(cq.thread);
+        thread.send(Message::AddSq {
+            core: Arc::clone(core),
+            queue,
+            cqid,
+            stats: Arc::clone(&stats),
+        });
+        controller.add_doorbell_event(DoorbellId::sq(qid), cq.thread);
+        let life = Life::Alive;
+        self.sqs.insert(
+            qid,
+            Sq {
+                cqid,
+                entries,
+                stats,
+                life,
+            },
+        );
+        Ok(())
+    }
+
+    /// Delete I/O Submission Queue: begins it. Its identifier is told back by
+    /// [`IoQueues::sq_deleted`].
+    ///
+    /// # Errors
+    /// No such queue.
+    pub fn delete_sq(&mut self, controller: &Controller, sqe: &Sqe) -> Result<u16, CommandError> {
+        let sqid = CreateQueueCdw10::from_bits(sqe.cdw10).qid();
+        let sq = self.sqs.get_mut(&sqid).filter(|sq| sq.life == Life::Alive);
+        let sq = sq.ok_or(Status::INVALID_QUEUE_IDENTIFIER)?;
+        sq.life = Life::Deleting;
+        let thread = self.cqs.get(&sq.cqid).map_or(0, |cq| cq.thread);
+        let core = controller.core();
+        core.doorbells.remove_event(DoorbellId::sq(sqid));
+        core.doorbells.close(DoorbellId::sq(sqid));
+        controller
+            .io_threads()
+            .thread(thread)
+            .send(Message::DeleteSq {
+                core: Arc::clone(core),
+                sqid,
+            });
+        Ok(sqid)
+    }
+
+    /// The I/O thread let go of a submission queue.
+    pub fn sq_deleted(&mut self, sqid: u16) {
+        if let Some(sq) = self.sqs.remove(&sqid) {
+            self.totals.add(&sq.stats);
+        }
+    }
+
+    /// Delete I/O Completion Queue: begins it, as [`IoQueues::delete_sq`] does.
+    ///
+    /// # Errors
+    /// No such queue, or a submission queue feeds it.
+    pub fn delete_cq(&mut self, controller: &Controller, sqe: &Sqe) -> Result<u16, CommandError> {
+        let cqid = CreateQueueCdw10::from_bits(sqe.cdw10).qid();
+        let cq = self.cqs.get_mut(&cqid).filter(|cq| cq.life == Life::Alive);
+        let cq = cq.ok_or(Status::INVALID_QUEUE_IDENTIFIER)?;
+        if self.sqs.values().any(|sq| sq.cqid == cqid) {
+            return Err(Status::INVALID_QUEUE_DELETION.into());
+        }
+        cq.life = Life::Deleting;
+        let core = controller.core();
+        core.doorbells.remove_event(DoorbellId::cq(cqid));
+        core.doorbells.close(DoorbellId::cq(cqid));
+        let thread = controller.io_threads().thread(cq.thread);
+        thread.send(Message::DeleteCq {
+            core: Arc::clone(core),
+            cqid,
+        });
+        Ok(cqid)
+    }
+
+    /// The I/O thread let go of a completion queue.
+    pub fn cq_deleted(&mut self, cqid: u16) {
+        self.cqs.remove(&cqid);
+    }
+
+    /// Index of the I/O thread that owns a submission queue.
+    pub fn thread_of_sq(&self, sqid: u16) -> Option<usize> {
+        let sq = self.sqs.get(&sqid)?;
+        Some(self.cqs.get(&sq.cqid)?.thread)
+    }
+
+    /// Has the kernel signal all doorbells from now on.
+    pub fn add_doorbell_events(&self, controller: &Controller) {
+        for (&qid, cq) in &self.cqs {
+            controller.add_doorbell_event(DoorbellId::cq(qid), cq.thread);
+        }
+        for &qid in self.sqs.keys() {
+            if let Some(thread) = self.thread_of_sq(qid) {
+                controller.add_doorbell_event(DoorbellId::sq(qid), thread);
+            }
+        }
+    }
+
+    /// The queues' counters.
+    pub fn info(&self, controller: &Controller) -> Vec<QueueInfo> {
+        let exits = |id| {
+            controller
+                .core()
+                .doorbells
+                .get(id)
+                .map_or(0, |bell| bell.exits())
+        };
+        let info = |(&sqid, sq): (&u16, &Sq)| {
+            let cq = self.cqs.get(&sq.cqid)?;
+            Some(QueueInfo {
+                sqid,
+                cqid: sq.cqid,
+                entries: sq.entries,
+                io_thread: Some(cq.thread),
+                vector: cq.vector,
+                doorbell_exits: exits(DoorbellId::sq(sqid)) + exits(DoorbellId::cq(sq.cqid)),
+                ioeventfd_wakeups: sq.stats.wakeups.get(),
+                commands: sq.stats.commands.get(),
+                completions: cq.stats.completions.get(),
+                interrupts: cq.stats.interrupts.get(),
+            })
+        };
+        self.sqs.iter().filter_map(info).collect()
+    }
+}
+
+/// Size in entries of a queue that is to be created.
+fn check_ring(
+    controller: &Controller,
+    sqe: &Sqe,
+    cdw10: CreateQueueCdw10,
+    contiguous: bool,
+) -> Result<u32, CommandError> {
+    let entries = u32::from(cdw10.qsize_z()) + 1;
+    if !(2..=controller.max_entries()).contains(&entries) {
+        return Err(Status::INVALID_QUEUE_SIZE.into());
+    }
+    if !contiguous {
+        return Err(Status::INVALID_FIELD.into());
+    }
+    if !sqe.prp1.is_multiple_of(PAGE) {
+        return Err(Status::INVALID_PRP_OFFSET.into());
+    }
+    Ok(entries)
+}

@@ -1,0 +1,308 @@
+//! The controller: what a subsystem, the PCI root and the main loop hold of it.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::interrupt::MsiGroup;
+use crate::ioevent::IoEvents;
+use crate::pci::config::ConfigSpace;
+use crate::pci::msix::Msix;
+use crate::ram::GuestRam;
+use crate::subsystem::{AttachmentTable, ControllerLink, Link, Subsystem, SubsystemError};
+
+use super::admin::Admin;
+use super::core::Core;
+use super::doorbell::{DoorbellId, Doorbells};
+use super::io::IoThreads;
+use super::prp::PAGE;
+use super::registers::Registers;
+use super::stats::QueueInfo;
+
+/// Most I/O queue pairs of a controller: with the admin pair their doorbells fit a shadow page.
+pub const MAX_IO_QUEUE_PAIRS: u16 = 128;
+/// Largest MDTS: 2 MiB, which one vectored read or write can hold.
+pub const MAX_MDTS: u8 = 9;
+
+/// What a controller is to be.
+#[derive(Debug, Clone)]
+pub struct ControllerConfig {
+    /// Name in the device tree, unique in the machine.
+    pub id: String,
+    /// Serial number, at most 20 ASCII characters.
+    pub serial: String,
+    /// Model number, at most 40 ASCII characters.
+    pub model: String,
+    /// Firmware revision, at most 8 ASCII characters.
+    pub firmware: String,
+    /// I/O queue pairs, 1 to [`MAX_IO_QUEUE_PAIRS`].
+    pub max_ioqpairs: u16,
+    /// Largest queue, zero-based (CAP.MQES), 1 to 65,535.
+    pub mqes: u16,
+    /// Largest data transfer as a power of two of 4 KiB, 1 to [`MAX_MDTS`].
+    pub mdts: u8,
+    /// Controller identifier; the lowest free one if not given.
+    pub cntlid: Option<u16>,
+}
+
+/// What a controller is made with.
+pub struct ControllerParts {
+    /// Guest RAM.
+    pub ram: GuestRam,
+    /// The subsystem that it belongs to.
+    pub subsystem: Arc<Subsystem>,
+    /// The machine's I/O threads.
+    pub io_threads: Arc<IoThreads>,
+    /// One interrupt vector more than I/O queue pairs.
+    pub msi: Arc<dyn MsiGroup>,
+    /// Where doorbells become events.
+    pub io_events: Arc<dyn IoEvents>,
+}
+
+impl std::fmt::Debug for ControllerParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ControllerParts({:?})", self.subsystem)
+    }
+}
+
+/// Why a controller could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// The subsystem refused it.
+    #[error(transparent)]
+    Subsystem(#[from] SubsystemError),
+    /// A number is out of its range.
+    #[error("{property}={value} is not valid: it must be {allowed}")]
+    OutOfRange {
+        /// The property.
+        property: &'static str,
+        /// Its value.
+        value: u32,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// No file descriptor is left.
+    #[error("no event for the controller: {0}")]
+    Event(#[from] io::Error),
+}
+
+/// An NVMe controller.
+pub struct Controller {
+    config: ControllerConfig,
+    core: Arc<Core>,
+    link: Link,
+    io_threads: Arc<IoThreads>,
+    pub(super) config_space: Mutex<ConfigSpace>,
+    registers: Mutex<Registers>,
+    admin: Mutex<Admin>,
+    changed: Mutex<Vec<u32>>,
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Controller({})", self.config.id)
+    }
+}
+
+impl ControllerLink for Controller {
+    fn attachments_changed(&self, table: Arc<AttachmentTable>, changed: &[u32]) {
+        self.core.namespaces.store(table);
+        lock(&self.changed).extend(changed);
+        // Threads that sleep must let go of the old table.
+        self.io_threads.wake_all();
+        self.core.wake();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ControllerConfig {
+    fn check(&self) -> Result<(), ControllerError> {
+        let out_of_range = |property, value, allowed| {
+            Err(ControllerError::OutOfRange {
+                property,
+                value,
+                allowed,
+            })
+        };
+        if !(1..=MAX_IO_QUEUE_PAIRS).contains(&self.max_ioqpairs) {
+            return out_of_range("max_ioqpairs", self.max_ioqpairs.into(), "1 to 128");
+        }
+        if self.mqes == 0 {
+            return out_of_range("mqes", 0, "1 to 65535");
+        }
+        if !(1..=MAX_MDTS).contains(&self.mdts) {
+            return out_of_range("mdts", self.mdts.into(), "1 to 9");
+        }
+        Ok(())
+    }
+}
+
+impl Controller {
+    /// A controller that is linked to its subsystem and not plugged into PCI yet.
+    ///
+    /// # Errors
+    /// A number out of its range, a subsystem that refuses it, or no file descriptor left.
+    pub fn new(
+        config: ControllerConfig,
+        parts: ControllerParts,
+    ) -> Result<Arc<Self>, ControllerError> {
+        config.check()?;
+        let doorbells = Doorbells::new(config.max_ioqpairs, parts.io_events);
+        let core = Core::new(
+            config.id.clone(),
+            parts.ram,
+            doorbells,
+            Msix::new(config.max_ioqpairs + 1, parts.msi),
+            PAGE << config.mdts,
+        )?;
+        let link = parts.subsystem.link(&config.id, config.cntlid)?;
+        let controller = Arc::new(Self {
+            core: Arc::new(core),
+            link,
+            io_threads: parts.io_threads,
+            config_space: Mutex::new(super::pci::config_space(config.max_ioqpairs + 1)),
+            registers: Mutex::new(Registers::new(config.mqes)),
+            admin: Mutex::new(Admin::new(config.max_ioqpairs)),
+            changed: Mutex::default(),
+            config,
+        });
+        let observer: Arc<dyn ControllerLink> = Arc::clone(&controller) as _;
+        controller.link.observe(&observer);
+        Ok(controller)
+    }
+
+    /// Name in the device tree.
+    pub fn id(&self) -> &str {
+        &self.config.id
+    }
+
+    /// What it was made from.
+    pub fn config(&self) -> &ControllerConfig {
+        &self.config
+    }
+
+    /// The subsystem that it belongs to.
+    pub fn subsystem(&self) -> &Arc<Subsystem> {
+        self.link.subsystem()
+    }
+
+    /// Its identifier in the subsystem.
+    pub fn cntlid(&self) -> u16 {
+        self.link.cntlid()
+    }
+
+    /// Readable when [`Controller::service`] has something to do.
+    pub fn event(&self) -> &EventFd {
+        self.core.wake_event()
+    }
+
+    /// Does the admin work there is. Called on the main thread when [`Controller::event`] is readable;
+    /// never waits.
+    pub fn service(&self) {
+        // Nothing to read means that someone else was faster.
+        let _ = self.core.wake_event().read();
+        lock(&self.admin).service(self);
+    }
+
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    pub(super) fn io_threads(&self) -> &IoThreads {
+        &self.io_threads
+    }
+
+    pub(super) fn registers(&self) -> MutexGuard<'_, Registers> {
+        lock(&self.registers)
+    }
+
+    pub(super) fn config_space(&self) -> MutexGuard<'_, ConfigSpace> {
+        lock(&self.config_space)
+    }
+
+    /// Largest queue in entries.
+    pub(super) fn max_entries(&self) -> u32 {
+        u32::from(self.config.mqes) + 1
+    }
+
+    /// NSIDs that changed since the last call.
+    pub(super) fn take_changed_namespaces(&self) -> Vec<u32> {
+        std::mem::take(&mut *lock(&self.changed))
+    }
+
+    /// Has the kernel signal a queue's doorbell to its I/O thread, if the guest shadows doorbells:
+    /// without the value in memory the event alone would not do.
+    pub(super) fn add_doorbell_event(&self, id: DoorbellId, thread: usize) {
+        if self.core.doorbells.shadow().is_none() {
+            return;
+        }
+        let event = self.io_threads.thread(thread).doorbell_event();
+        if let Err(error) = self.core.doorbells.add_event(id, event) {
+            crate::guest_warn!("controller '{}': {id:?} stays an exit: {error}", self.id());
+        }
+    }
+
+    /// Takes a guest's doorbell write on the vCPU's thread: stores the value, kicks the owner.
+    pub(super) fn ring(&self, id: DoorbellId, value: u32) {
+        match self.core.doorbells.ring(id, value) {
+            Err(error) => self.core.doorbell_error(error.into()),
+            Ok(rung) if !rung.tell => {}
+            Ok(_) if id.qid == 0 => self.core.wake(),
+            Ok(rung) => self.io_threads.thread(rung.owner).wake(),
+        }
+    }
+
+    /// The controller as `info` shows it.
+    pub fn info(&self) -> ControllerInfo {
+        let admin = lock(&self.admin);
+        let namespaces = self.core.namespaces.load();
+        ControllerInfo {
+            id: self.config.id.clone(),
+            subsystem: self.subsystem().id().to_owned(),
+            cntlid: self.cntlid(),
+            serial: self.config.serial.clone(),
+            model: self.config.model.clone(),
+            firmware: self.config.firmware.clone(),
+            state: admin.state_name(),
+            namespaces: namespaces
+                .iter()
+                .map(|namespace| namespace.nsid())
+                .collect(),
+            shadow_doorbells: self.core.doorbells.shadow().is_some(),
+            ioeventfds: self.core.doorbells.event_count(),
+            queues: admin.queue_info(self),
+        }
+    }
+}
+
+/// A controller as `info` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ControllerInfo {
+    /// Name in the device tree.
+    pub id: String,
+    /// Name of its subsystem.
+    pub subsystem: String,
+    /// Its identifier in the subsystem.
+    pub cntlid: u16,
+    /// Serial number.
+    pub serial: String,
+    /// Model number.
+    pub model: String,
+    /// Firmware revision.
+    pub firmware: String,
+    /// `disabled`, `enabled` or `resetting`.
+    pub state: &'static str,
+    /// NSIDs of the attached namespaces.
+    pub namespaces: Vec<u32>,
+    /// Whether the guest shadows its doorbells.
+    pub shadow_doorbells: bool,
+    /// Doorbells that the kernel turns into events.
+    pub ioeventfds: usize,
+    /// Its queues.
+    pub queues: Vec<QueueInfo>,
+}

@@ -1,0 +1,175 @@
+//! What a controller's registers, admin queue and I/O threads share.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::pci::msix::Msix;
+use crate::ram::GuestRam;
+use crate::subsystem::AttachmentTable;
+
+use super::doorbell::{Doorbells, InvalidDoorbell};
+
+/// What an I/O thread tells the admin queue's owner.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A submission queue has no command left and is gone.
+    SqDeleted {
+        /// Its identifier.
+        sqid: u16,
+    },
+    /// A completion queue is gone.
+    CqDeleted {
+        /// Its identifier.
+        cqid: u16,
+    },
+    /// An Abort command was tried.
+    AbortTried {
+        /// Identifier of the Abort command.
+        cid: u16,
+        /// Whether the command to abort was found and stopped.
+        aborted: bool,
+    },
+    /// An I/O thread has no queue of the controller left and touches no guest memory for it.
+    Quiesced {
+        /// Index of the I/O thread.
+        thread: usize,
+    },
+}
+
+/// Errors that guests can cause without bound: kept as bits, so that they take no memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DoorbellError {
+    /// A doorbell of no queue was written.
+    Register = 1,
+    /// A doorbell was written with no index into its queue.
+    Value = 2,
+}
+
+/// The shared part of a controller.
+pub struct Core {
+    /// Name in the device tree.
+    pub id: String,
+    /// Guest RAM.
+    pub ram: GuestRam,
+    /// Doorbells.
+    pub doorbells: Doorbells,
+    /// Interrupt vectors.
+    pub msix: Msix,
+    /// Attached namespaces.
+    pub namespaces: ArcSwap<AttachmentTable>,
+    /// Longest data transfer of a command in bytes.
+    pub max_transfer: u64,
+    bus_master: AtomicBool,
+    events: Mutex<Vec<Event>>,
+    doorbell_errors: AtomicU32,
+    wake: EventFd,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Core({})", self.id)
+    }
+}
+
+impl Core {
+    /// The shared part of a controller that no guest has seen yet.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn new(
+        id: String,
+        ram: GuestRam,
+        doorbells: Doorbells,
+        msix: Msix,
+        max_transfer: u64,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            id,
+            ram,
+            doorbells,
+            msix,
+            namespaces: ArcSwap::default(),
+            max_transfer,
+            bus_master: AtomicBool::new(false),
+            events: Mutex::default(),
+            doorbell_errors: AtomicU32::new(0),
+            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        })
+    }
+
+    /// Readable when the admin queue's owner has something to do.
+    pub fn wake_event(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// Has the admin queue's owner look.
+    pub fn wake(&self) {
+        // It fails only at 2^64 - 1 unread writes.
+        let _ = self.wake.write(1);
+    }
+
+    /// Tells the admin queue's owner.
+    pub fn post(&self, event: Event) {
+        self.lock_events().push(event);
+        self.wake();
+    }
+
+    /// What was told since the last call.
+    pub fn take_events(&self) -> Vec<Event> {
+        std::mem::take(&mut *self.lock_events())
+    }
+
+    fn lock_events(&self) -> std::sync::MutexGuard<'_, Vec<Event>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes an invalid doorbell write.
+    pub fn doorbell_error(&self, error: DoorbellError) {
+        let bit = error as u32;
+        if self.doorbell_errors.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            self.wake();
+        }
+    }
+
+    /// Invalid doorbell writes since the last call.
+    pub fn take_doorbell_errors(&self) -> impl Iterator<Item = DoorbellError> {
+        let bits = self.doorbell_errors.swap(0, Ordering::Relaxed);
+        [DoorbellError::Register, DoorbellError::Value]
+            .into_iter()
+            .filter(move |error| bits & *error as u32 != 0)
+    }
+
+    /// Whether the function may reach guest memory (PCI command register).
+    pub fn bus_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
+    }
+
+    /// The guest changed the bus master bit.
+    pub fn set_bus_master(&self, on: bool) {
+        self.bus_master.store(on, Ordering::Release);
+    }
+
+    /// Raises an interrupt vector, if there is one.
+    pub fn interrupt(&self, vector: Option<u16>) {
+        if let Some(vector) = vector {
+            self.msix.trigger(vector);
+        }
+    }
+}
+
+impl From<InvalidDoorbell> for DoorbellError {
+    fn from(error: InvalidDoorbell) -> Self {
+        match error {
+            InvalidDoorbell::Register => Self::Register,
+            InvalidDoorbell::Value => Self::Value,
+        }
+    }
+}
+
+/// Whether two handles are of the same controller.
+pub fn same(a: &Arc<Core>, b: &Arc<Core>) -> bool {
+    Arc::ptr_eq(a, b)
+}

@@ -1,0 +1,510 @@
+//! The loop of an I/O thread: reap → fetch → check → submit → complete → one interrupt a batch.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::ram::GuestSlice;
+use crate::storage::{BackendError, Cancel, Completion, Engine, Token};
+
+use super::super::core::{Core, Event, same};
+use super::super::error::CommandError;
+use super::super::group::{Group, State};
+use super::super::queue::Reservation;
+use super::super::snapshots::Epoch;
+use super::super::spec::{Sqe, Status};
+use super::command::{self, Kind};
+use super::slots::{Key, Slots};
+use super::{Message, Shared};
+
+/// Commands fetched from one queue before the next queue has its turn.
+const BATCH: usize = 64;
+
+/// How often a thread that waits for a reset's last commands says so, in milliseconds.
+const RESET_NOTICE_MS: i32 = 5_000;
+
+const KICK: u64 = 0;
+const DOORBELL: u64 = 1;
+const ENGINE: u64 = 2;
+
+/// A command that a backend works on.
+#[derive(Debug)]
+struct InFlight {
+    group: usize,
+    sq: usize,
+    cid: u16,
+    nsid: u32,
+    kind: Kind,
+    epoch: Epoch,
+    room: Reservation,
+    // Requests to backends that have not ended.
+    parts: u32,
+    error: Option<BackendError>,
+}
+
+/// Whether the loop goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Run {
+    On,
+    Stop,
+}
+
+/// An I/O thread's own state.
+pub struct Worker {
+    shared: Arc<Shared>,
+    engine: Engine,
+    epoll: Epoll,
+    // Indices are stable: commands in flight name their group by it.
+    groups: Vec<Option<Group>>,
+    in_flight: Slots<InFlight>,
+    // Controllers whose queues are being dropped.
+    resets: Vec<Arc<Core>>,
+    // Reused from command to command.
+    completions: Vec<Completion>,
+    data: Vec<GuestSlice>,
+}
+
+impl Worker {
+    /// Watches the thread's events; does not run yet.
+    pub fn new(shared: Arc<Shared>, engine: Engine) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let watch = |fd: RawFd, set: EventSet, data: u64| {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set, data))
+        };
+        // Edge-triggered events need no read to be armed again.
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        watch(shared.kick.as_raw_fd(), edge, KICK)?;
+        watch(shared.doorbell.as_raw_fd(), edge, DOORBELL)?;
+        for fd in engine.wake_fds() {
+            watch(fd, EventSet::IN, ENGINE)?;
+        }
+        Ok(Self {
+            shared,
+            engine,
+            epoll,
+            groups: Vec::new(),
+            in_flight: Slots::default(),
+            resets: Vec::new(),
+            completions: Vec::new(),
+            data: Vec::new(),
+        })
+    }
+
+    /// Serves until told to stop.
+    pub fn run(&mut self) {
+        loop {
+            if self.take_messages() == Run::Stop {
+                return;
+            }
+            let reaped = self.reap();
+            let fetched = self.serve_queues();
+            self.engine.kick();
+            for group in self.groups.iter_mut().flatten() {
+                group.interrupt();
+            }
+            if !reaped && !fetched {
+                self.sleep();
+            }
+        }
+    }
+
+    fn take_messages(&mut self) -> Run {
+        let messages = std::mem::take(&mut *self.shared.lock_messages());
+        for message in messages {
+            if let Message::Stop = message {
+                return Run::Stop;
+            }
+            self.handle(message);
+        }
+        Run::On
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::AddCq { core, queue, stats } => self.add_group(Group::new(core, queue, stats)),
+            Message::AddSq {
+                core,
+                queue,
+                cqid,
+                stats,
+            } => {
+                if let Some(group) = self.group_of_cq(&core, cqid) {
+                    group.add_sq(queue, stats);
+                }
+            }
+            Message::DeleteSq { core, sqid } => self.delete_sq(&core, sqid),
+            Message::DeleteCq { core, cqid } => self.delete_cq(&core, cqid),
+            Message::StartShadow { core, shadow } => {
+                for group in self.groups.iter_mut().flatten() {
+                    if same(&group.core, &core) {
+                        group.start_shadow(Arc::clone(&shadow));
+                    }
+                }
+            }
+            Message::Abort {
+                core,
+                sqid,
+                cid,
+                abort_cid,
+            } => {
+                let aborted = self.abort(&core, sqid, cid);
+                core.post(Event::AbortTried {
+                    cid: abort_cid,
+                    aborted,
+                });
+            }
+            Message::Reset { core } => self.reset(&core),
+            Message::Stop => {}
+        }
+    }
+
+    fn add_group(&mut self, group: Group) {
+        match self.groups.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => *slot = Some(group),
+            None => self.groups.push(Some(group)),
+        }
+    }
+
+    fn group_of_cq(&mut self, core: &Arc<Core>, cqid: u16) -> Option<&mut Group> {
+        let mut groups = self.groups.iter_mut().flatten();
+        groups.find(|group| same(&group.core, core) && group.cq.id() == cqid)
+    }
+
+    fn find_sq(&self, core: &Arc<Core>, sqid: u16) -> Option<(usize, usize)> {
+        self.groups.iter().enumerate().find_map(|(index, group)| {
+            let group = group.as_ref().filter(|group| same(&group.core, core))?;
+            Some((index, group.find_sq(sqid)?))
+        })
+    }
+
+    /// Serves every queue once, at most [`BATCH`] commands each. `true` if there was a command.
+    fn serve_queues(&mut self) -> bool {
+        let mut any = false;
+        for group in 0..self.groups.len() {
+            let Some(queues) = self.groups[group].as_mut().map(|group| {
+                group.snapshots.refresh(&group.core.namespaces);
+                group.sqs.len()
+            }) else {
+                continue;
+            };
+            for sq in 0..queues {
+                any |= self.serve_queue(group, sq);
+            }
+        }
+        any
+    }
+
+    fn serve_queue(&mut self, group: usize, sq: usize) -> bool {
+        let mut any = false;
+        for _ in 0..BATCH {
+            if !self.engine.has_room() {
+                break;
+            }
+            let fetched = self.groups[group]
+                .as_mut()
+                .and_then(|group| group.fetch(sq));
+            let Some((sqe, room)) = fetched else { break };
+            any = true;
+            self.start(group, sq, &sqe, room);
+        }
+        any
+    }
+
+    /// Starts a command; completes it at once if nothing is left to wait for.
+    fn start(&mut self, index: usize, sq: usize, sqe: &Sqe, room: Reservation) {
+        let Some(group) = self.groups[index].as_mut() else {
+            return;
+        };
+        let epoch = group.snapshots.enter();
+        let key = self.in_flight.insert(InFlight {
+            group: index,
+            sq,
+            cid: sqe.cid(),
+            nsid: sqe.nsid,
+            kind: Kind::of(sqe),
+            epoch,
+            room,
+            parts: 0,
+            error: None,
+        });
+        let started = command::start(
+            &mut command::Context {
+                engine: &mut self.engine,
+                data: &mut self.data,
+                core: &group.core,
+                namespaces: group.snapshots.current(),
+                token: Token(key.to_raw()),
+            },
+            sqe,
+        );
+        match started {
+            Err(error) => self.finish(key, Err(error)),
+            Ok(started) if started.pending == 0 => {
+                self.count(index, sq, started.counted);
+                let end = started
+                    .error
+                    .map_or(Ok(0), |error| Err(Kind::of(sqe).error(error)));
+                self.finish(key, end);
+            }
+            Ok(started) => {
+                self.count(index, sq, started.counted);
+                if let Some(command) = self.in_flight.get_mut(key) {
+                    command.parts = started.pending;
+                    command.error = started.error;
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, group: usize, sq: usize, counted: command::Counted) {
+        let sq = self.groups[group]
+            .as_mut()
+            .and_then(|group| group.sq_mut(sq));
+        if let Some(sq) = sq {
+            counted.add_to(&sq.stats);
+        }
+    }
+
+    /// Takes what the backends completed. `true` if there was something.
+    fn reap(&mut self) -> bool {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.engine.reap(&mut completions);
+        let any = !completions.is_empty();
+        for completion in completions.drain(..) {
+            self.part_ended(completion);
+        }
+        self.completions = completions;
+        any
+    }
+
+    fn part_ended(&mut self, completion: Completion) {
+        let key = Key::from_raw(completion.token.0);
+        // A command that was aborted is not here any more.
+        let Some(command) = self.in_flight.get_mut(key) else {
+            return;
+        };
+        if let Err(error) = completion.result {
+            command.error.get_or_insert(error);
+        }
+        command.parts = command.parts.saturating_sub(1);
+        if command.parts == 0 {
+            let end = command
+                .error
+                .map_or(Ok(0), |error| Err(command.kind.error(error)));
+            self.finish(key, end);
+        }
+    }
+
+    /// Ends a command: posts its completion, unless its controller is being reset.
+    fn finish(&mut self, key: Key, end: Result<u32, CommandError>) {
+        let Some(command) = self.in_flight.remove(key) else {
+            return;
+        };
+        let Some(group) = self.groups[command.group].as_mut() else {
+            return;
+        };
+        group.snapshots.leave(command.epoch);
+        if group.state == State::Resetting {
+            group.forget(command.sq, command.room);
+        } else {
+            group.complete(command.sq, command.cid, command.room, end);
+        }
+        self.sweep(command.group, command.sq);
+    }
+
+    /// Lets go of a queue that was only waiting for its last command.
+    fn sweep(&mut self, index: usize, sq: usize) {
+        let Some(group) = self.groups[index].as_mut() else {
+            return;
+        };
+        let deleted = group
+            .sq_mut(sq)
+            .filter(|sq| sq.state == State::Deleting && sq.in_flight == 0)
+            .map(|sq| sq.queue.id());
+        if let Some(sqid) = deleted
+            && group.state == State::Running
+        {
+            group.sqs[sq] = None;
+            // The guest must find the queue's last completions before it hears of the deletion.
+            group.interrupt();
+            group.core.post(Event::SqDeleted { sqid });
+        }
+        if group.state == State::Resetting && group.in_flight() == 0 {
+            self.groups[index] = None;
+            self.sweep_resets();
+        }
+    }
+
+    /// Tells the controllers whose last queue is gone.
+    fn sweep_resets(&mut self) {
+        let groups = &self.groups;
+        let index = self.shared.index;
+        self.resets.retain(|core| {
+            let busy = groups.iter().flatten().any(|group| same(&group.core, core));
+            if !busy {
+                core.post(Event::Quiesced { thread: index });
+            }
+            busy
+        });
+    }
+
+    fn delete_sq(&mut self, core: &Arc<Core>, sqid: u16) {
+        let Some((group, sq)) = self.find_sq(core, sqid) else {
+            core.post(Event::SqDeleted { sqid });
+            return;
+        };
+        if let Some(sq) = self.groups[group]
+            .as_mut()
+            .and_then(|group| group.sq_mut(sq))
+        {
+            sq.state = State::Deleting;
+        }
+        self.cancel_where(
+            |command| command.group == group && command.sq == sq,
+            Status::ABORTED_SQ_DELETION,
+        );
+        self.sweep(group, sq);
+    }
+
+    fn delete_cq(&mut self, core: &Arc<Core>, cqid: u16) {
+        let is_it = |group: &Group| same(&group.core, core) && group.cq.id() == cqid;
+        for slot in &mut self.groups {
+            if slot.as_ref().is_some_and(is_it) {
+                *slot = None;
+            }
+        }
+        core.post(Event::CqDeleted { cqid });
+    }
+
+    fn abort(&mut self, core: &Arc<Core>, sqid: u16, cid: u16) -> bool {
+        let Some((group, sq)) = self.find_sq(core, sqid) else {
+            return false;
+        };
+        let is_it =
+            |command: &InFlight| command.group == group && command.sq == sq && command.cid == cid;
+        self.cancel_where(is_it, Status::ABORT_REQUESTED) > 0
+    }
+
+    fn reset(&mut self, core: &Arc<Core>) {
+        for group in self.groups.iter_mut().flatten() {
+            if same(&group.core, core) {
+                group.state = State::Resetting;
+                group.posted = false;
+            }
+        }
+        self.resets.push(Arc::clone(core));
+        for index in 0..self.groups.len() {
+            let mine = |group: &Group| same(&group.core, core);
+            if self.groups[index].as_ref().is_some_and(mine) {
+                self.cancel_where(|command| command.group == index, Status::ABORT_REQUESTED);
+                self.sweep(index, 0);
+            }
+        }
+        self.sweep_resets();
+    }
+
+    /// Stops those commands that can be stopped at once; the others end by themselves. Commands of
+    /// several requests are never stopped half way. Returns how many were stopped.
+    fn cancel_where(&mut self, which: impl Fn(&InFlight) -> bool, status: Status) -> usize {
+        let chosen: Vec<Key> = self
+            .in_flight
+            .iter()
+            .filter(|(_, command)| command.parts == 1 && which(command))
+            .map(|(key, _)| key)
+            .collect();
+        let stopped: Vec<Key> = chosen
+            .into_iter()
+            .filter(|&key| self.cancel(key) == Some(Cancel::Cancelled))
+            .collect();
+        for &key in &stopped {
+            self.finish(key, Err(CommandError::transient(status)));
+        }
+        stopped.len()
+    }
+
+    fn cancel(&mut self, key: Key) -> Option<Cancel> {
+        let command = self.in_flight.get_mut(key)?;
+        let table = self.groups[command.group]
+            .as_ref()?
+            .snapshots
+            .get(command.epoch)?;
+        let namespace = table.get(command.nsid)?;
+        Some(
+            namespace
+                .backend()
+                .cancel(&mut self.engine, Token(key.to_raw())),
+        )
+    }
+
+    /// Sleeps until something happens, unless it has.
+    fn sleep(&mut self) {
+        self.shared.sleeping.store(true, Ordering::Relaxed);
+        // Orders `sleeping` before the looks below; pairs with `Shared::wake`.
+        fence(Ordering::SeqCst);
+        if !self.has_work() {
+            self.wait();
+        }
+        self.shared.sleeping.store(false, Ordering::Relaxed);
+    }
+
+    fn has_work(&mut self) -> bool {
+        let room = self.engine.has_room();
+        let mut work = !self.shared.lock_messages().is_empty();
+        for group in self.groups.iter_mut().flatten() {
+            // Without room in the engine its completions wake the thread.
+            work |= group.prepare_sleep() && room;
+            // A table that changed must be let go of by a thread that sleeps, too.
+            group.snapshots.refresh(&group.core.namespaces);
+        }
+        work
+    }
+
+    fn wait(&mut self) {
+        let timeout = if self.resets.is_empty() {
+            -1
+        } else {
+            RESET_NOTICE_MS
+        };
+        let mut events = [EpollEvent::default(); 4];
+        self.shared.stats.sleeps.add(1);
+        let count = match self.epoll.wait(timeout, &mut events) {
+            Ok(count) => count,
+            // A signal; the loop looks at everything anyway.
+            Err(_) => return,
+        };
+        if count == 0 {
+            self.notice_slow_resets();
+        }
+        for event in &events[..count] {
+            match event.data() {
+                KICK => self.shared.stats.kicks.add(1),
+                DOORBELL => {
+                    self.shared.stats.doorbell_wakeups.add(1);
+                    for group in self.groups.iter_mut().flatten() {
+                        group.count_wakeups();
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn notice_slow_resets(&self) {
+        for core in &self.resets {
+            let mine = self
+                .groups
+                .iter()
+                .flatten()
+                .filter(|group| same(&group.core, core));
+            let commands: u32 = mine.map(Group::in_flight).sum();
+            crate::guest_warn!(
+                "controller '{}': its reset waits for {commands} commands that the storage has not \
+                 finished",
+                core.id
+            );
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Counters. Each is written by one thread and read by any.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// A counter with one writer: counting is a plain load and store.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`.
+    pub fn add(&self, count: u64) {
+        let value = self.0.load(Ordering::Relaxed);
+        self.0.store(value.wrapping_add(count), Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters of a submission queue.
+#[derive(Debug, Default)]
+pub struct SqStats {
+    /// Commands fetched.
+    pub commands: Counter,
+    /// Times that the I/O thread was woken by the kernel for a doorbell and found commands here.
+    pub wakeups: Counter,
+    /// Read commands.
+    pub reads: Counter,
+    /// Write commands.
+    pub writes: Counter,
+    /// Bytes read.
+    pub read_bytes: Counter,
+    /// Bytes written.
+    pub written_bytes: Counter,
+}
+
+/// Counters of a completion queue.
+#[derive(Debug, Default)]
+pub struct CqStats {
+    /// Completions posted.
+    pub completions: Counter,
+    /// Interrupts raised.
+    pub interrupts: Counter,
+}
+
+/// Counters of an I/O thread.
+#[derive(Debug, Default)]
+pub struct ThreadStats {
+    /// Times the thread slept.
+    pub sleeps: Counter,
+    /// Times it was woken by a doorbell's kernel event.
+    pub doorbell_wakeups: Counter,
+    /// Times it was woken by a doorbell exit or a message.
+    pub kicks: Counter,
+}
+
+/// A queue pair's counters as `info` shows them; a submission queue with its completion queue.
+#[derive(Debug, Clone, Serialize)]
+pub struct QueueInfo {
+    /// Submission queue identifier.
+    pub sqid: u16,
+    /// Identifier of the completion queue that it feeds.
+    pub cqid: u16,
+    /// Entries of the submission queue.
+    pub entries: u32,
+    /// Index of the I/O thread that owns it; none for the admin queue.
+    pub io_thread: Option<usize>,
+    /// Interrupt vector of the completion queue, if interrupts are enabled.
+    pub vector: Option<u16>,
+    /// Doorbell writes that left the guest for berth, both ends.
+    pub doorbell_exits: u64,
+    /// Times the I/O thread was woken by the kernel for a doorbell and found commands here.
+    pub ioeventfd_wakeups: u64,
+    /// Commands fetched.
+    pub commands: u64,
+    /// Completions posted to the completion queue.
+    pub completions: u64,
+    /// Interrupts raised for the completion queue.
+    pub interrupts: u64,
+}

@@ -1,0 +1,166 @@
+//! The file backend: a raw image in a regular file or block device.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::io::{Plan, Step};
+use super::{Backend, CacheMode, Cancel, Engine, Op, OpenError, Request, Submitted, Token};
+
+mod open;
+
+/// What O_DIRECT asks of a transfer, in bytes; powers of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DirectAlign {
+    /// Of addresses in memory.
+    pub memory: u32,
+    /// Of offsets and lengths.
+    pub offset: u32,
+}
+
+impl DirectAlign {
+    /// Whether the kernel can transfer to and from these places without a copy.
+    pub fn fits(self, vectors: &[libc::iovec]) -> bool {
+        vectors.iter().all(|vector| {
+            vector.iov_base.addr().is_multiple_of(self.memory as usize)
+                && vector.iov_len.is_multiple_of(self.offset as usize)
+        })
+    }
+}
+
+/// An open, locked file. Requests in progress keep it open.
+#[derive(Debug)]
+pub(super) struct Image {
+    file: File,
+    direct: Option<DirectAlign>,
+}
+
+impl Image {
+    /// What O_DIRECT asks for, if it is used.
+    pub fn direct(&self) -> Option<DirectAlign> {
+        self.direct
+    }
+
+    /// Size now in bytes, of a file or block device. Its file position is not used otherwise.
+    fn size(&self) -> io::Result<u64> {
+        (&self.file).seek(SeekFrom::End(0))
+    }
+}
+
+impl AsRawFd for Image {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// A raw image.
+///
+/// - With [`CacheMode::Writethrough`] and [`CacheMode::Directsync`], a change is on stable media when
+///   it completes; with [`CacheMode::Unsafe`], flushes and forced unit access do nothing.
+/// - Discard punches a hole. Where that is not possible, it does nothing and
+///   [`Backend::discard_zeroes`] says so: writing zeroes instead would fill a sparse image.
+/// - Write Zeroes punches a hole (`unmap`) or zeroes the range in place, and writes zeroes where the
+///   file system can do neither.
+/// - A range past the end of an image that was truncated by someone else is
+///   [`super::BackendError::OutOfRange`] for reads; writes make the image longer again until
+///   [`Backend::refresh_size`] has seen the new size.
+#[derive(Debug)]
+pub(super) struct FileBackend {
+    image: Arc<Image>,
+    path: PathBuf,
+    cache: CacheMode,
+    read_only: bool,
+    block_size: u32,
+    size: AtomicU64,
+    punches_holes: bool,
+}
+
+impl FileBackend {
+    /// Opens and locks the image at `path`.
+    pub fn open(
+        path: &Path,
+        cache: CacheMode,
+        read_only: bool,
+        block_size: u32,
+    ) -> Result<Self, OpenError> {
+        let opened = open::open(path, cache, read_only, block_size)?;
+        Ok(Self {
+            punches_holes: !read_only && open::punches_holes(&opened.image.file, opened.size),
+            image: Arc::new(opened.image),
+            path: path.into(),
+            cache,
+            read_only,
+            block_size,
+            size: AtomicU64::new(opened.size),
+        })
+    }
+
+    /// The first step of a request, or `None` if there is nothing to do.
+    fn plan(&self, op: Op) -> Option<(Step, bool)> {
+        let lazy = self.cache == CacheMode::Unsafe;
+        let eager = self.cache.is_writethrough();
+        let stable = |fua| eager || (fua && !lazy);
+        match op {
+            Op::Read => Some((Step::Read, false)),
+            Op::Write { fua } => Some((Step::Write, stable(fua))),
+            Op::Flush => (!lazy).then_some((Step::Sync, false)),
+            Op::WriteZeroes { unmap: true, fua } => Some((Step::PunchHole, stable(fua))),
+            Op::WriteZeroes { unmap: false, fua } => Some((Step::ZeroRange, stable(fua))),
+            Op::Discard => self.punches_holes.then_some((Step::PunchHole, eager)),
+        }
+    }
+}
+
+impl Backend for FileBackend {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    fn refresh_size(&self) -> Option<u64> {
+        let size = self.image.size().ok()?;
+        let size = size - size % u64::from(self.block_size);
+        (self.size.swap(size, Ordering::Relaxed) != size).then_some(size)
+    }
+
+    fn discard_zeroes(&self) -> bool {
+        self.punches_holes
+    }
+
+    fn describe(&self) -> String {
+        format!("file={},cache={}", self.path.display(), self.cache)
+    }
+
+    fn submit(&self, engine: &mut Engine, request: &Request<'_>) -> Submitted {
+        if let Err(error) = request.check(self.size(), self.block_size, self.read_only) {
+            return Submitted::Done(Err(error));
+        }
+        let empty = request.len == 0 && request.op != Op::Flush;
+        match self.plan(request.op) {
+            Some((step, stable)) if !empty => {
+                let image = self.image.clone();
+                let plan = Plan {
+                    image,
+                    step,
+                    stable,
+                };
+                engine.submit_file(plan, request)
+            }
+            _ => Submitted::Done(Ok(())),
+        }
+    }
+
+    fn cancel(&self, engine: &mut Engine, token: Token) -> Cancel {
+        engine.cancel_file(token)
+    }
+}

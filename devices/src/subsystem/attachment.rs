@@ -1,0 +1,38 @@
+//! Which namespaces a controller sees: an immutable table, replaced as a whole when it changes.
+
+use std::sync::Arc;
+
+use super::namespace::{MAX_NSID, Namespace};
+
+/// The namespaces attached to one controller. I/O threads read it without locks.
+#[derive(Debug, Default)]
+pub struct AttachmentTable {
+    // Indexed by NSID; short when the NSIDs are low.
+    namespaces: Vec<Option<Arc<Namespace>>>,
+}
+
+impl AttachmentTable {
+    /// A table of these namespaces.
+    pub(super) fn new(attached: impl Iterator<Item = Arc<Namespace>>) -> Self {
+        let mut table = Self::default();
+        for namespace in attached {
+            let index = namespace.nsid() as usize;
+            debug_assert!(index <= MAX_NSID as usize);
+            if table.namespaces.len() <= index {
+                table.namespaces.resize(index + 1, None);
+            }
+            table.namespaces[index] = Some(namespace);
+        }
+        table
+    }
+
+    /// The namespace with this NSID, if it is attached.
+    pub fn get(&self, nsid: u32) -> Option<&Arc<Namespace>> {
+        self.namespaces.get(nsid as usize)?.as_ref()
+    }
+
+    /// All attached namespaces in the order of their NSIDs.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Namespace>> {
+        self.namespaces.iter().flatten()
+    }
+}

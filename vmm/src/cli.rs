@@ -1,0 +1,547 @@
+//! The command line: what may be typed, and the plain data that comes of it.
+
+mod files;
+mod normalize;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use argh::{ArgsInfo, EarlyExit, FromArgs};
+
+use self::normalize::{Normalized, normalize};
+use crate::control::client::CtlConfig;
+use crate::control::{ControlError, pipe};
+use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
+use crate::spec::{DeviceSpec, NamespaceSpec};
+
+const MIN_MEMORY: u64 = 64 << 20;
+const MAX_MEMORY: u64 = 1 << 40;
+const MEMORY_UNIT: u64 = 2 << 20;
+const DEFAULT_MEMORY: u64 = 512 << 20;
+const MAX_CPUS: u8 = 64;
+const MAX_IO_THREADS: u32 = 64;
+const DEFAULT_TIMEOUT: u64 = 10;
+const MAX_TIMEOUT: u64 = 3600;
+
+/// Everything `berth run` was asked for: checked, plain data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunConfig {
+    /// Kernel image; a readable regular file when it was checked.
+    pub kernel: PathBuf,
+    /// Initial RAM disk, likewise.
+    pub initrd: Option<PathBuf>,
+    /// The guest's command line, empty unless given.
+    pub append: String,
+    /// Guest memory in bytes: 64 MiB to 1 TiB, a multiple of 2 MiB.
+    pub memory: u64,
+    /// vCPUs, 1 to 64.
+    pub cpus: u8,
+    /// `--disk`, in order: namespaces without a bus, for the default subsystem.
+    pub disks: Vec<NamespaceSpec>,
+    /// `--device`, in order. No two of these and of `disks` have the same id.
+    pub devices: Vec<DeviceSpec>,
+    /// Base path of the FIFO pair.
+    pub control_pipe: Option<PathBuf>,
+    /// Path of the control socket.
+    pub control_socket: Option<PathBuf>,
+    /// I/O threads of the machine, 1 to 64.
+    pub io_threads: u32,
+    /// Where COM2's output goes: a file to be made or truncated, or an existing FIFO or device.
+    pub com2: Option<PathBuf>,
+    /// How often `-v` was given.
+    pub verbosity: u8,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invocation {
+    /// Boot a guest.
+    Run(Box<RunConfig>),
+    /// Talk to a running berth.
+    Ctl(CtlConfig),
+    /// Print this on stdout and exit with status 0: help, version.
+    Print(String),
+}
+
+/// Why a command line cannot be followed. Starts with the argument.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CliError {
+    /// The command line is wrong.
+    #[error("{argument}: {problem}")]
+    Usage {
+        /// The argument as given.
+        argument: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// The command line is right, but the host is not as it says.
+    #[error("{argument}: {problem}")]
+    Environment {
+        /// The argument as given.
+        argument: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+}
+
+impl CliError {
+    fn usage(argument: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Usage {
+            argument: argument.into(),
+            problem: problem.into(),
+        }
+    }
+
+    fn environment(argument: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Environment {
+            argument: argument.into(),
+            problem: problem.into(),
+        }
+    }
+
+    fn spec(option: &str, error: &SpecError) -> Self {
+        Self::usage(
+            format!("{option} {}", error.argument),
+            error.problem.to_string(),
+        )
+    }
+
+    /// The exit status: 35 for usage, 1 for the environment.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Usage { .. } => 35,
+            Self::Environment { .. } => 1,
+        }
+    }
+}
+
+impl From<ControlError> for CliError {
+    fn from(error: ControlError) -> Self {
+        Self::Environment {
+            argument: error.argument,
+            problem: error.problem,
+        }
+    }
+}
+
+/// Boots Linux guests on KVM, with NVMe built in.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    name = "berth",
+    help_triggers("-h", "--help"),
+    example = "\
+Boot a kernel from a disk:
+  berth run --kernel bzImage --append \"console=ttyS0 root=/dev/nvme0n1\" --disk root.img
+Ask it how it is, from elsewhere, if it was given --control-socket /tmp/berth:
+  berth ctl /tmp/berth info status"
+)]
+struct BerthArgs {
+    /// print the version
+    #[argh(switch, short = 'V')]
+    version: bool,
+    #[argh(subcommand)]
+    command: Option<Subcommand>,
+}
+
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand)]
+enum Subcommand {
+    Run(RunArgs),
+    Ctl(CtlArgs),
+}
+
+/// Boot a guest and stay until it ends. Its console is on stdin and stdout; Ctrl-a x leaves.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "run",
+    help_triggers("-h", "--help"),
+    usage = "--kernel FILE [OPTION...]",
+    note = "\
+Every device argument is DRIVER,key=value,flag (a flag is key=on, \",,\" is a comma in a value). Sizes
+take K, M, G and T. The drivers and their properties:
+  nvme-subsys  a subsystem: id (must be given), nqn, shared=on|off
+  nvme         a controller: id, subsys (id of a subsystem), addr (PCI slot), serial, model, firmware,
+               max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64), cntlid (0-65519);
+               with a disk of its own: file (or drive), memory, null, cache, ro, logical_block_size
+  nvme-ns      a namespace: id, bus (a subsystem, or a controller for its subsystem), nsid (1-1024),
+               file=PATH, memory=SIZE or null=SIZE, cache (writeback, none, writethrough, directsync,
+               unsafe), ro, logical_block_size (512, 4096), shared=on|off, detached, ctrl (the one
+               controller, with shared=off), uuid, eui64, nguid",
+    example = "\
+berth run --kernel bzImage --initrd initrd.img --append console=ttyS0 -m 1G --cpus 2 --disk a.img
+berth run --kernel vmlinux --device nvme-subsys,id=s --device nvme,id=c0,subsys=s \\
+    --device nvme,id=c1,subsys=s --device nvme-ns,bus=s,file=a.img --control-pipe /tmp/berth",
+    error_code(0, "the guest powered off"),
+    error_code(1, "berth failed: a file, KVM, memory"),
+    error_code(32, "the guest reset"),
+    error_code(33, "the guest crashed (triple fault)"),
+    error_code(34, "the guest's kernel panicked"),
+    error_code(35, "the command line is wrong")
+)]
+struct RunArgs {
+    /// kernel: a bzImage, or an ELF with a PVH entry
+    #[argh(option, arg_name = "FILE")]
+    kernel: Option<String>,
+    /// initial RAM disk
+    #[argh(option, arg_name = "FILE")]
+    initrd: Option<String>,
+    /// command line of the guest's kernel
+    #[argh(option, arg_name = "TEXT")]
+    append: Option<String>,
+    /// guest memory, 64M to 1T, a multiple of 2M; a number alone means MiB (512M)
+    #[argh(option, short = 'm', arg_name = "SIZE")]
+    memory: Option<String>,
+    /// vCPUs, 1 to 64 (1)
+    #[argh(option, arg_name = "NUMBER")]
+    cpus: Option<String>,
+    /// namespace on the default controller: FILE[,key=value...], keys as for nvme-ns; repeatable
+    #[argh(option, arg_name = "FILE")]
+    disk: Vec<String>,
+    /// device: DRIVER[,key=value...], see below; repeatable
+    #[argh(option, arg_name = "DEVICE")]
+    device: Vec<String>,
+    /// threads that do the guest's I/O, 1 to 64 (1)
+    #[argh(option, arg_name = "NUMBER")]
+    io_threads: Option<String>,
+    /// write what the guest sends to COM2 into a file
+    #[argh(option, arg_name = "FILE")]
+    com2: Option<String>,
+    /// take commands from the FIFO PATH.in, reply on PATH.out; made unless they are there
+    #[argh(option, arg_name = "PATH")]
+    control_pipe: Option<String>,
+    /// take commands on a unix socket
+    #[argh(option, arg_name = "PATH")]
+    control_socket: Option<String>,
+    /// log more on stderr; repeatable
+    #[argh(switch, short = 'v')]
+    verbose: u8,
+    #[argh(positional, greedy, hidden_help)]
+    words: Vec<String>,
+}
+
+/// Send one command to a running berth and print its reply. PATH is what it was given as
+/// --control-socket or --control-pipe; "berth ctl PATH help" lists the commands.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "ctl",
+    help_triggers("-h", "--help"),
+    usage = "[--timeout SECONDS] PATH COMMAND...",
+    example = "\
+berth ctl /tmp/berth info qtree
+berth ctl /tmp/berth device_del nvme1 wait=10",
+    error_code(0, "the command was done"),
+    error_code(1, "it was refused, nobody listens at PATH, or no reply came in time"),
+    error_code(35, "the command line is wrong")
+)]
+struct CtlArgs {
+    /// limit for the reply, 1 to 3600 (10); a wait= of the command is added
+    #[argh(option, arg_name = "SECONDS")]
+    timeout: Option<String>,
+    #[argh(positional, greedy, hidden_help)]
+    words: Vec<String>,
+}
+
+/// Parses the arguments, without the program's name.
+///
+/// # Errors
+/// The command line is wrong, or a file that it names is not as it should be.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, CliError> {
+    let args = args.into_iter().map(|arg| {
+        let lossy = |arg: OsString| CliError::usage(arg.to_string_lossy(), "is not UTF-8");
+        arg.into_string().map_err(lossy)
+    });
+    let args: Vec<String> = args.collect::<Result<_, _>>()?;
+    let Some((first, rest)) = args.split_first() else {
+        return Err(nothing_to_do());
+    };
+    let parsed = match first.as_str() {
+        "help" => return help(rest),
+        "run" => parsed("run", usize::MAX, rest)?,
+        "ctl" => parsed("ctl", 1, rest)?,
+        option if option.starts_with('-') => parsed("", usize::MAX, &args)?,
+        other => return Err(unknown_command(other)),
+    };
+    match parsed {
+        Parsed::Help(text) => Ok(Invocation::Print(text)),
+        Parsed::Args(BerthArgs { version: true, .. }) => Ok(Invocation::Print(
+            concat!("berth ", env!("CARGO_PKG_VERSION"), "\n").into(),
+        )),
+        Parsed::Args(BerthArgs {
+            command: Some(Subcommand::Run(args)),
+            ..
+        }) => run_config(args),
+        Parsed::Args(BerthArgs {
+            command: Some(Subcommand::Ctl(args)),
+            ..
+        }) => ctl_config(&args),
+        Parsed::Args(BerthArgs { command: None, .. }) => Err(nothing_to_do()),
+    }
+}
+
+/// Prints on stdout. That nobody may be left to read it (`berth --help | head -1`) is no failure.
+pub fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().flush();
+}
+
+fn nothing_to_do() -> CliError {
+    CliError::usage(
+        "COMMAND",
+        "nothing to do; boot a guest with \"berth run --kernel FILE --disk FILE\", control it with \
+         \"berth ctl PATH COMMAND\", or see \"berth --help\"",
+    )
+}
+
+fn unknown_command(given: &str) -> CliError {
+    let near = did_you_mean(given, &["run", "ctl", "--help", "--version"]);
+    CliError::usage(
+        given,
+        format!("unknown command{near}; known: run, ctl; see \"berth --help\""),
+    )
+}
+
+fn help(topics: &[String]) -> Result<Invocation, CliError> {
+    let topic = topics.first().map_or("", String::as_str);
+    if !matches!(topic, "" | "run" | "ctl") {
+        return Err(unknown_command(topic));
+    }
+    match parsed(topic, usize::MAX, &["--help".to_owned()])? {
+        Parsed::Help(text) => Ok(Invocation::Print(text)),
+        Parsed::Args(_) => Err(nothing_to_do()),
+    }
+}
+
+enum Parsed {
+    Args(BerthArgs),
+    Help(String),
+}
+
+/// Parses the arguments of one subcommand, or berth's own if `name` is empty; from word `verbatim` on
+/// nothing is an option.
+fn parsed(name: &str, verbatim: usize, args: &[String]) -> Result<Parsed, CliError> {
+    let top = BerthArgs::get_args_info();
+    let info = top
+        .commands
+        .iter()
+        .find(|it| it.name == name)
+        .map_or(&top, |it| &it.command);
+    let Normalized {
+        options,
+        words,
+        behind,
+    } = normalize(info, verbatim, args)?;
+    if let (Some(behind), "run") = (&behind, name) {
+        let problem = "running a command in the guest is not supported by berth yet";
+        return Err(CliError::usage(
+            format!("-- {}", behind.join(" ")).trim(),
+            problem,
+        ));
+    }
+    let mut others = words.iter().chain(behind.iter().flatten());
+    if let ("", Some(word)) = (name, others.next()) {
+        return Err(CliError::usage(
+            word,
+            "unexpected argument; see \"berth --help\"",
+        ));
+    }
+    let mut args: Vec<&str> = Vec::new();
+    if !name.is_empty() {
+        args.push(name);
+    }
+    args.extend(options.iter().map(String::as_str));
+    args.push("--");
+    args.extend(
+        words
+            .iter()
+            .chain(behind.iter().flatten())
+            .map(String::as_str),
+    );
+    match BerthArgs::from_args(&["berth"], &args) {
+        Ok(parsed) => Ok(Parsed::Args(parsed)),
+        Err(EarlyExit {
+            output,
+            status: Ok(()),
+        }) => Ok(Parsed::Help(output)),
+        // Not reached while normalize refuses all that argh refuses.
+        Err(EarlyExit { output, .. }) => Err(CliError::usage(name, output.trim())),
+    }
+}
+
+fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
+    if let Some(extra) = args.words.first() {
+        return Err(extra_argument(extra));
+    }
+    let kernel = args.kernel.ok_or_else(|| {
+        CliError::usage(
+            "--kernel",
+            "is missing; give a bzImage or an ELF kernel, --kernel FILE",
+        )
+    })?;
+    let config = RunConfig {
+        kernel: path("--kernel", kernel)?,
+        initrd: optional_path("--initrd", args.initrd)?,
+        append: args.append.unwrap_or_default(),
+        memory: args
+            .memory
+            .map_or(Ok(DEFAULT_MEMORY), |value| memory(&value))?,
+        cpus: number("--cpus", args.cpus.as_deref(), 1, MAX_CPUS, 1)?,
+        disks: parse_each("--disk", &args.disk, NamespaceSpec::from_disk)?,
+        devices: parse_each("--device", &args.device, str::parse)?,
+        control_pipe: optional_path("--control-pipe", args.control_pipe)?,
+        control_socket: optional_path("--control-socket", args.control_socket)?,
+        io_threads: number(
+            "--io-threads",
+            args.io_threads.as_deref(),
+            1,
+            MAX_IO_THREADS,
+            1,
+        )?,
+        com2: optional_path("--com2", args.com2)?,
+        verbosity: args.verbose,
+    };
+    check_ids(&config, &args.disk, &args.device)?;
+    check_control_paths(&config)?;
+    files::check(&config, &args.disk, &args.device)?;
+    Ok(Invocation::Run(Box::new(config)))
+}
+
+fn ctl_config(args: &CtlArgs) -> Result<Invocation, CliError> {
+    let missing = |what, example| {
+        CliError::usage(
+            what,
+            format!("is missing; for example \"berth ctl {example}\""),
+        )
+    };
+    let Some((base, command)) = args.words.split_first() else {
+        return Err(missing("PATH", "/tmp/berth info status"));
+    };
+    let command = command.join(" ");
+    if command.trim().is_empty() {
+        return Err(missing("COMMAND", &format!("{base} help")));
+    }
+    if command.contains(['\n', '\0']) {
+        return Err(CliError::usage("COMMAND", "must be one line, without NUL"));
+    }
+    let timeout = args.timeout.as_deref();
+    Ok(Invocation::Ctl(CtlConfig {
+        path: path("PATH", base.clone())?,
+        command,
+        timeout: Duration::from_secs(number(
+            "--timeout",
+            timeout,
+            1,
+            MAX_TIMEOUT,
+            DEFAULT_TIMEOUT,
+        )?),
+    }))
+}
+
+fn extra_argument(extra: &str) -> CliError {
+    CliError::usage(
+        extra,
+        "unexpected argument; a kernel is given with --kernel, an image with --disk",
+    )
+}
+
+fn path(option: &str, value: String) -> Result<PathBuf, CliError> {
+    if value.is_empty() {
+        return Err(CliError::usage(option, "the path is empty"));
+    }
+    Ok(PathBuf::from(value))
+}
+
+fn optional_path(option: &str, value: Option<String>) -> Result<Option<PathBuf>, CliError> {
+    value.map(|value| path(option, value)).transpose()
+}
+
+/// Parses a number from `low` to `high` in a type that holds `high`.
+fn number<T>(option: &str, value: Option<&str>, low: T, high: T, default: T) -> Result<T, CliError>
+where
+    T: Into<u64> + TryFrom<u64>,
+{
+    let Some(value) = value else {
+        return Ok(default);
+    };
+    parse_number(value, low.into()..=high.into())
+        // The range has just been checked, so the conversion cannot fail.
+        .map(|number| T::try_from(number).unwrap_or(default))
+        .map_err(|problem| CliError::usage(format!("{option} {value}"), problem))
+}
+
+/// Parses the size of guest memory. A number alone means MiB, as in QEMU.
+fn memory(value: &str) -> Result<u64, CliError> {
+    let error = |problem: String| CliError::usage(format!("--memory {value}"), problem);
+    let alone = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+    let with_unit = if alone {
+        format!("{value}M")
+    } else {
+        value.to_owned()
+    };
+    let bytes = parse_size(&with_unit).map_err(error)?;
+    if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) {
+        let (low, high) = (format_size(MIN_MEMORY), format_size(MAX_MEMORY));
+        return Err(error(format!("must be from {low} to {high}")));
+    }
+    if !bytes.is_multiple_of(MEMORY_UNIT) {
+        return Err(error(format!(
+            "must be a multiple of {}",
+            format_size(MEMORY_UNIT)
+        )));
+    }
+    Ok(bytes)
+}
+
+fn parse_each<T>(
+    option: &str,
+    arguments: &[String],
+    parse: impl Fn(&str) -> Result<T, SpecError>,
+) -> Result<Vec<T>, CliError> {
+    let one = |argument: &String| parse(argument).map_err(|error| CliError::spec(option, &error));
+    arguments.iter().map(one).collect()
+}
+
+/// Refuses an id that two devices have.
+fn check_ids(config: &RunConfig, disks: &[String], devices: &[String]) -> Result<(), CliError> {
+    let disk_ids = config.disks.iter().map(|spec| spec.id.as_deref());
+    let device_ids = config.devices.iter().map(DeviceSpec::id);
+    let arguments = disks.iter().map(|argument| format!("--disk {argument}"));
+    let arguments = arguments.chain(
+        devices
+            .iter()
+            .map(|argument| format!("--device {argument}")),
+    );
+    let mut seen: HashMap<&str, String> = HashMap::new();
+    for (id, argument) in disk_ids.chain(device_ids).zip(arguments) {
+        let Some(id) = id else { continue };
+        if let Some(other) = seen.get(id) {
+            return Err(CliError::usage(
+                argument,
+                format!("the id {id} is taken by {other}"),
+            ));
+        }
+        seen.insert(id, argument);
+    }
+    Ok(())
+}
+
+/// Refuses a socket in the place of a FIFO of the pair.
+fn check_control_paths(config: &RunConfig) -> Result<(), CliError> {
+    let (Some(base), Some(socket)) = (&config.control_pipe, &config.control_socket) else {
+        return Ok(());
+    };
+    let (input, output) = pipe::paths(base);
+    if *socket == input || *socket == output {
+        let argument = format!("--control-socket {}", socket.display());
+        let problem = format!("--control-pipe {} has a FIFO there", base.display());
+        return Err(CliError::usage(argument, problem));
+    }
+    Ok(())
+}

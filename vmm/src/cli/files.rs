@@ -1,0 +1,103 @@
+//! Whether the files that a command line names are there and usable.
+//!
+//! They are opened later by who uses them, who reports what goes wrong then. This is for telling the
+//! user everything that can be told before anything starts.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use super::{CliError, RunConfig};
+use crate::control::{self, directory, kind, plain, sys};
+use crate::spec::{BackendSpec, DiskSpec};
+
+/// Checks everything that `config` names. `disks` and `devices` are the arguments as given.
+///
+/// # Errors
+/// The first file that is missing, of the wrong kind or not permitted.
+pub fn check(config: &RunConfig, disks: &[String], devices: &[String]) -> Result<(), CliError> {
+    plain_file("--kernel", &config.kernel)?;
+    if let Some(initrd) = &config.initrd {
+        plain_file("--initrd", initrd)?;
+    }
+    for (spec, argument) in config.disks.iter().zip(disks) {
+        image(&format!("--disk {argument}"), &spec.disk, argument)?;
+    }
+    for (spec, argument) in config.devices.iter().zip(devices) {
+        if let Some(disk) = spec.disk() {
+            image(&format!("--device {argument}"), disk, argument)?;
+        }
+    }
+    if let Some(path) = &config.com2 {
+        output(path)?;
+    }
+    if let Some(base) = &config.control_pipe {
+        control::pipe::check(base)?;
+    }
+    if let Some(path) = &config.control_socket {
+        control::socket::check(path)?;
+    }
+    Ok(())
+}
+
+/// A regular file that can be read.
+fn plain_file(option: &str, path: &Path) -> Result<(), CliError> {
+    let error = |problem| CliError::environment(format!("{option} {}", path.display()), problem);
+    let found = fs::metadata(path)
+        .map_err(|failed| error(plain(&failed)))?
+        .file_type();
+    if !found.is_file() {
+        return Err(error(format!("is {}, must be a regular file", kind(found))));
+    }
+    sys::access(path, libc::R_OK).map_err(|failed| error(plain(&failed)))
+}
+
+/// A regular file or block device that can be read, and written unless it is read-only.
+fn image(argument: &str, disk: &DiskSpec, given: &str) -> Result<(), CliError> {
+    let BackendSpec::File { path, .. } = &disk.backend else {
+        return Ok(());
+    };
+    let error =
+        |problem: String| CliError::environment(argument, format!("{}: {problem}", path.display()));
+    let found = fs::metadata(path).map_err(|failed| {
+        let by_drive = failed.kind() == ErrorKind::NotFound && given.contains("drive=");
+        let hint = if by_drive {
+            "; drive takes the path of an image, not an id"
+        } else {
+            ""
+        };
+        error(plain(&failed) + hint)
+    })?;
+    let found = found.file_type();
+    if !found.is_file() && !found.is_block_device() {
+        return Err(error(format!(
+            "is {}, must be an image or a block device",
+            kind(found)
+        )));
+    }
+    sys::access(path, libc::R_OK).map_err(|failed| error(plain(&failed)))?;
+    if disk.ro {
+        return Ok(());
+    }
+    sys::access(path, libc::W_OK)
+        .map_err(|failed| error(format!("cannot be written ({}); use ro", plain(&failed))))
+}
+
+/// A file that can be made or written.
+fn output(path: &Path) -> Result<(), CliError> {
+    let error = |problem| CliError::environment(format!("--com2 {}", path.display()), problem);
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() || found.file_type().is_socket() => {
+            let found = kind(found.file_type());
+            Err(error(format!("is {found}, must be a file, FIFO or device")))
+        }
+        Ok(_) => sys::access(path, libc::W_OK).map_err(|failed| error(plain(&failed))),
+        Err(missing) if missing.kind() == ErrorKind::NotFound => {
+            let directory = directory(path);
+            sys::access(directory, libc::W_OK | libc::X_OK)
+                .map_err(|failed| error(format!("{}: {}", directory.display(), plain(&failed))))
+        }
+        Err(failed) => Err(error(plain(&failed))),
+    }
+}

@@ -1,0 +1,296 @@
+//! `berth ctl`: sends one command and waits for its reply.
+//!
+//! On a socket every client has its own stream. On a FIFO pair a reply goes to whoever reads first, so
+//! clients take turns by a lock on `PATH.out` while they work; the token tells a client its own reply
+//! from events and from what others left. A reader that takes no lock (`cat PATH.out`) can still
+//! steal the reply; then the time limit says so.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::line::MAX_LINE;
+use super::{lock_until, pipe, plain, sys};
+
+/// Longest reply that is taken in bytes.
+const MAX_REPLY: usize = 64 << 20;
+
+/// What `berth ctl` was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CtlConfig {
+    /// A socket, or the base of a FIFO pair.
+    pub path: PathBuf,
+    /// One command, without newlines.
+    pub command: String,
+    /// Limit on everything, beyond the command's own `wait=`.
+    pub timeout: Duration,
+}
+
+/// Why there is no result. Starts with the path.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct CtlError {
+    path: String,
+    problem: Problem,
+}
+
+/// See [`CtlError`].
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// Neither a socket nor a FIFO pair.
+    #[error("no berth there: neither a socket nor a FIFO {0}")]
+    NoPath(String),
+    /// Nobody has the other end.
+    #[error("no berth there: nobody listens")]
+    NobodyListens,
+    /// The other end went away.
+    #[error("berth ended before it answered")]
+    Gone,
+    /// Other clients kept the pipe.
+    #[error("other clients kept the pipe busy for {0} s")]
+    Busy(u64),
+    /// No reply.
+    #[error("no reply within {0} s; berth hangs, or something else reads the replies")]
+    NoReply(u64),
+    /// The command does not fit a line.
+    #[error("the command is longer than {MAX_LINE} bytes")]
+    TooLong,
+    /// The reply is no reply.
+    #[error("the reply is longer than {} MiB", MAX_REPLY >> 20)]
+    Endless,
+    /// berth refused.
+    #[error("{message} [{class}]")]
+    Refused {
+        /// Class of the error.
+        class: String,
+        /// What berth said.
+        message: String,
+    },
+    /// The system refused.
+    #[error("{}", plain(.0))]
+    Io(#[from] io::Error),
+}
+
+/// Sends the command, waits for its reply, and returns what is to be printed.
+///
+/// # Errors
+/// No berth is there, it did not answer in time, or it refused the command.
+pub fn run(config: &CtlConfig) -> Result<String, CtlError> {
+    exchange(config)
+        .map(|result| printable(&result))
+        .map_err(|problem| CtlError {
+            path: config.path.display().to_string(),
+            problem,
+        })
+}
+
+/// Text as it is, nothing for nothing, everything else as indented JSON; ends with a newline.
+fn printable(result: &Value) -> String {
+    let mut text = match result {
+        Value::Null => return String::new(),
+        Value::String(text) => text.clone(),
+        other => format!("{other:#}"),
+    };
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}
+
+fn exchange(config: &CtlConfig) -> Result<Value, Problem> {
+    let limit = config.timeout.saturating_add(own_wait(&config.command));
+    let token = token();
+    let line = format!("@{token} {}\n", config.command);
+    if line.len() > MAX_LINE {
+        return Err(Problem::TooLong);
+    }
+    let mut link = Link::open(&config.path, limit)?;
+    link.send(line.as_bytes())?;
+    link.receive(&token)
+}
+
+/// The command's `wait=SECONDS`, which berth will check.
+fn own_wait(command: &str) -> Duration {
+    let wait = command
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("wait="));
+    Duration::from_secs(
+        wait.and_then(|seconds| seconds.parse::<u32>().ok())
+            .unwrap_or(0)
+            .into(),
+    )
+}
+
+/// Unique among the clients of one machine.
+fn token() -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let thread = std::thread::current().id();
+    let thread: String = format!("{thread:?}")
+        .chars()
+        .filter(char::is_ascii_digit)
+        .collect();
+    format!("ctl-{}-{thread}-{:x}", std::process::id(), now.as_nanos())
+}
+
+/// A way to one berth.
+struct Link {
+    /// Where commands go; on a socket also where replies come from.
+    commands: File,
+    /// `PATH.out`, locked.
+    replies: Option<File>,
+    limit: Duration,
+    deadline: Instant,
+}
+
+impl Link {
+    fn open(path: &Path, limit: Duration) -> Result<Self, Problem> {
+        let deadline = Instant::now() + limit;
+        let (commands, replies) = if fs::metadata(path).is_ok_and(|it| it.file_type().is_socket()) {
+            (connect(path, deadline)?, None)
+        } else {
+            let (commands, replies) = open_pair(path)?;
+            if !lock_until(&replies, deadline)? {
+                return Err(Problem::Busy(limit.as_secs()));
+            }
+            (commands, Some(replies))
+        };
+        Ok(Self {
+            commands,
+            replies,
+            limit,
+            deadline,
+        })
+    }
+
+    fn send(&mut self, mut line: &[u8]) -> Result<(), Problem> {
+        while !line.is_empty() {
+            match self.commands.write(line) {
+                Ok(count) => line = &line[count..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Err(Problem::Gone),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let ready = sys::poll([(self.commands.as_fd(), libc::POLLOUT)], self.deadline)?;
+                    if ready == [0] {
+                        return Err(Problem::NoReply(self.limit.as_secs()));
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads lines until the one that has `token`.
+    fn receive(&mut self, token: &str) -> Result<Value, Problem> {
+        let mut received = Vec::new();
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            let count = self.read(&mut chunk)?;
+            received.extend_from_slice(&chunk[..count]);
+            while let Some(end) = received.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = received.drain(..=end).collect();
+                if let Some(result) = own_reply(&line, token) {
+                    return result;
+                }
+            }
+            if received.len() > MAX_REPLY {
+                return Err(Problem::Endless);
+            }
+        }
+    }
+
+    /// Reads at least a byte.
+    fn read(&mut self, chunk: &mut [u8]) -> Result<usize, Problem> {
+        loop {
+            let replies = self.replies.as_mut().unwrap_or(&mut self.commands);
+            match replies.read(chunk) {
+                Ok(0) => return Err(Problem::Gone),
+                Ok(count) => return Ok(count),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                    return Err(Problem::Gone);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            // A FIFO says by an error on `PATH.in` that berth has gone; what it said before stays.
+            match sys::poll(self.interests(), self.deadline)? {
+                [0, 0] => return Err(Problem::NoReply(self.limit.as_secs())),
+                [0, errors] if errors & libc::POLLERR != 0 => return Err(Problem::Gone),
+                _ => {}
+            }
+        }
+    }
+
+    fn interests(&self) -> [(BorrowedFd<'_>, libc::c_short); 2] {
+        let replies = self.replies.as_ref().unwrap_or(&self.commands);
+        [(replies.as_fd(), libc::POLLIN), (self.commands.as_fd(), 0)]
+    }
+}
+
+/// Connects, waiting for a place where many others want to.
+fn connect(path: &Path, deadline: Instant) -> Result<File, Problem> {
+    loop {
+        match sys::connect(path) {
+            Ok(stream) => return Ok(File::from(std::os::fd::OwnedFd::from(stream))),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                return Err(Problem::NobodyListens);
+            }
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error.into()),
+            Err(_) if Instant::now() >= deadline => return Err(Problem::NobodyListens),
+            // A full backlog cannot be polled for.
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// Opens both FIFOs. `PATH.out` is opened for writing too, so that berth's closing it is not an end.
+fn open_pair(base: &Path) -> Result<(File, File), Problem> {
+    let (input, output) = pipe::paths(base);
+    let fifo = |path: &Path, read: bool| {
+        if !fs::metadata(path).is_ok_and(|it| it.file_type().is_fifo()) {
+            let name = path
+                .file_name()
+                .unwrap_or(OsStr::new(""))
+                .to_string_lossy()
+                .into_owned();
+            return Err(Problem::NoPath(name));
+        }
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        match OpenOptions::new()
+            .read(read)
+            .write(true)
+            .custom_flags(flags)
+            .open(path)
+        {
+            Ok(file) => Ok(file),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Err(Problem::NobodyListens),
+            Err(error) => Err(error.into()),
+        }
+    };
+    Ok((fifo(&input, false)?, fifo(&output, true)?))
+}
+
+/// What the line says if it is the reply with `token`.
+fn own_reply(line: &[u8], token: &str) -> Option<Result<Value, Problem>> {
+    let mut reply: Value = serde_json::from_slice(line).ok()?;
+    if reply.get("token")?.as_str()? != token {
+        return None;
+    }
+    if reply.get("ok")?.as_bool()? {
+        return Some(Ok(reply.get_mut("result")?.take()));
+    }
+    let text = |key: &str| reply["error"][key].as_str().unwrap_or("unknown").to_owned();
+    Some(Err(Problem::Refused {
+        class: text("class"),
+        message: text("message"),
+    }))
+}

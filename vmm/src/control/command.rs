@@ -1,0 +1,241 @@
+//! The commands: what a line means, and what it can answer.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::grammar::{check_id, did_you_mean, parse_number};
+use crate::spec::DeviceSpec;
+
+/// Longest `wait=` in seconds.
+const MAX_WAIT_SECONDS: u64 = 3600;
+
+/// A command for the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// `info SUBJECT`.
+    Info(Info),
+    /// Presses the power button.
+    SystemPowerdown,
+    /// Resets the machine as the guest's own reset would.
+    SystemReset,
+    /// Ends berth.
+    Quit,
+    /// Adds a device.
+    DeviceAdd(DeviceSpec),
+    /// Removes a device.
+    DeviceDel {
+        /// Its id.
+        id: String,
+        /// At once, without asking the guest.
+        surprise: bool,
+        /// Answer when it is gone, within this time, rather than when it was requested.
+        wait: Option<Duration>,
+    },
+}
+
+/// What `info` can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Info {
+    /// Whether the machine runs, and for how long.
+    Status,
+    /// The device tree.
+    Qtree {
+        /// As JSON rather than as indented text.
+        json: bool,
+    },
+    /// Controllers and their queues.
+    Nvme,
+    /// Subsystems with their controllers and namespaces.
+    Subsys,
+    /// I/O threads and what they own.
+    IoThreads,
+    /// Counters.
+    Stats,
+}
+
+/// What a command that cannot be done answers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize)]
+#[error("{message}")]
+pub struct CommandError {
+    /// For programs.
+    pub class: ErrorClass,
+    /// For people: names the argument, what is wrong, what would be right.
+    pub message: String,
+}
+
+impl CommandError {
+    /// An error of `class`.
+    pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
+        Self {
+            class,
+            message: message.into(),
+        }
+    }
+}
+
+/// Classes of errors, by which programs tell them apart. Serialized by their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum ErrorClass {
+    /// The line is no command: too long, not UTF-8, a bad token.
+    Protocol,
+    /// There is no such command.
+    UnknownCommand,
+    /// An argument is wrong.
+    Argument,
+    /// No object has that id.
+    NotFound,
+    /// The id, slot or NSID is taken.
+    Exists,
+    /// Something else uses it.
+    InUse,
+    /// berth cannot do this (yet).
+    Unsupported,
+    /// The host refused: a file, memory, a system call.
+    Failed,
+}
+
+/// A line, parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Line {
+    /// `help`, answered without the machine: the text.
+    Help(String),
+    /// A command for the machine.
+    Command(Command),
+}
+
+/// Names, arguments and one line of explanation.
+const COMMANDS: [(&str, &str, &str); 7] = [
+    (
+        "device_add",
+        "DRIVER,key=value,...",
+        "add a device; the grammar is that of --device",
+    ),
+    (
+        "device_del",
+        "ID [surprise] [wait=SECONDS]",
+        "remove a device; answers when removal was requested, with wait= when it is done",
+    ),
+    ("help", "[COMMAND]", "list the commands, or explain one"),
+    (
+        "info",
+        "status|qtree [json]|nvme|subsys|iothreads|stats",
+        "tell about the machine; qtree is text unless json is asked for",
+    ),
+    ("quit", "", "end berth at once, without telling the guest"),
+    ("system_powerdown", "", "press the power button"),
+    ("system_reset", "", "reset the machine"),
+];
+
+/// Parses a line without its token and newline.
+///
+/// # Errors
+/// The command is unknown, or an argument is wrong.
+pub fn parse(line: &str) -> Result<Line, CommandError> {
+    let line = line.trim();
+    let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let rest = rest.trim_start();
+    let command = match name {
+        "help" => return help(rest).map(Line::Help),
+        "info" => Command::Info(parse_info(rest)?),
+        "system_powerdown" => no_arguments(name, rest, Command::SystemPowerdown)?,
+        "system_reset" => no_arguments(name, rest, Command::SystemReset)?,
+        "quit" => no_arguments(name, rest, Command::Quit)?,
+        "device_add" if rest.is_empty() => return Err(usage(name)),
+        // Not split at blanks: a path may contain them.
+        "device_add" => Command::DeviceAdd(rest.parse().map_err(|error| {
+            CommandError::new(ErrorClass::Argument, format!("device_add {error}"))
+        })?),
+        "device_del" => parse_device_del(rest)?,
+        _ => return Err(unknown(name)),
+    };
+    Ok(Line::Command(command))
+}
+
+fn no_arguments(name: &str, rest: &str, command: Command) -> Result<Command, CommandError> {
+    if rest.is_empty() {
+        Ok(command)
+    } else {
+        Err(usage(name))
+    }
+}
+
+fn parse_info(rest: &str) -> Result<Info, CommandError> {
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    match words.as_slice() {
+        ["status"] => Ok(Info::Status),
+        ["qtree"] => Ok(Info::Qtree { json: false }),
+        ["qtree", "json"] => Ok(Info::Qtree { json: true }),
+        ["nvme"] => Ok(Info::Nvme),
+        ["subsys"] => Ok(Info::Subsys),
+        ["iothreads"] => Ok(Info::IoThreads),
+        ["stats"] => Ok(Info::Stats),
+        _ => Err(usage("info")),
+    }
+}
+
+fn parse_device_del(rest: &str) -> Result<Command, CommandError> {
+    let mut words = rest.split_whitespace();
+    let id = words.next().ok_or_else(|| usage("device_del"))?;
+    let argument = |word: &str, problem: String| {
+        CommandError::new(
+            ErrorClass::Argument,
+            format!("device_del {word}: {problem}"),
+        )
+    };
+    check_id(id).map_err(|problem| argument(id, problem))?;
+    let (mut surprise, mut wait) = (false, None);
+    for word in words {
+        if word == "surprise" && !surprise {
+            surprise = true;
+        } else if let (Some(value), None) = (word.strip_prefix("wait="), wait) {
+            let seconds = parse_number(value, 1..=MAX_WAIT_SECONDS);
+            let seconds = seconds.map_err(|problem| argument(word, problem))?;
+            wait = Some(Duration::from_secs(seconds));
+        } else {
+            return Err(usage("device_del"));
+        }
+    }
+    Ok(Command::DeviceDel {
+        id: id.to_owned(),
+        surprise,
+        wait,
+    })
+}
+
+fn synopsis(name: &str, arguments: &str) -> String {
+    format!("{name} {arguments}").trim_end().to_owned()
+}
+
+fn usage(name: &str) -> CommandError {
+    let arguments = COMMANDS
+        .iter()
+        .find(|(known, ..)| *known == name)
+        .map_or("", |entry| entry.1);
+    let message = format!(
+        "{name}: wrong arguments; usage: {}",
+        synopsis(name, arguments)
+    );
+    CommandError::new(ErrorClass::Argument, message)
+}
+
+fn unknown(name: &str) -> CommandError {
+    let names = COMMANDS.map(|(known, ..)| known);
+    let near = did_you_mean(name, &names);
+    let message = format!("{name}: unknown command{near}; known: {}", names.join(", "));
+    CommandError::new(ErrorClass::UnknownCommand, message)
+}
+
+fn help(topic: &str) -> Result<String, CommandError> {
+    let mut text = String::new();
+    for (name, arguments, explanation) in COMMANDS {
+        if topic.is_empty() || topic == name {
+            text += &format!("{}\n    {explanation}\n", synopsis(name, arguments));
+        }
+    }
+    if text.is_empty() {
+        Err(unknown(topic))
+    } else {
+        Ok(text)
+    }
+}

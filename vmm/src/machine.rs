@@ -1,0 +1,323 @@
+//! A machine, put together in one direction: memory, KVM, buses, devices, kernel, vCPUs.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boot::layout;
+use devices::bus::{Bus, BusError};
+use devices::legacy::MachineEvents;
+use devices::legacy::acpi::{self, AcpiRegisters};
+use devices::legacy::i8042::{self, I8042};
+use devices::legacy::pvpanic::{self, PvPanic};
+use devices::legacy::serial::{self, SerialPort};
+use devices::nvme::IoThreads;
+use devices::pci::access::{self, ConfigPorts, Ecam};
+use devices::pci::root::{PciRoot, PciWindows};
+use devices::ram::GuestRam;
+
+use crate::cli::RunConfig;
+use crate::console::{Output, PanicWatch, Stdout};
+use crate::cpuid::Template;
+use crate::event_loop::EventLoop;
+use crate::exit::{ExitReason, Outcome, USAGE};
+use crate::interrupt::{Allocator, Interrupts};
+use crate::kvm::{self, KvmError};
+use crate::memory::{self, MemoryError};
+use crate::registry::{DeviceError, Parts, Registry};
+use crate::vcpu::{Shared, Threads, Vcpu};
+
+/// Interrupt of COM1, a GSI.
+const COM1_IRQ: u32 = 4;
+/// Interrupt of COM2.
+const COM2_IRQ: u32 = 3;
+/// Interrupt of the generic event device.
+const EVENT_IRQ: u32 = 10;
+/// What the guest's command line begins with: what the user gives comes later and wins.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
+/// How long vCPUs may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a machine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The kernel or what goes with it.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// The file for COM2.
+    #[error("--com2 {}: {source}", path.display())]
+    Com2 {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A device of the command line.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Two devices at one place.
+    #[error("devices collide: {0}")]
+    Bus(#[from] BusError),
+    /// The host refused something.
+    #[error("cannot make {what}: {source}")]
+    Host {
+        /// What was to be made.
+        what: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+impl MachineError {
+    /// [`USAGE`] if the command line is wrong whatever the host is like, else 1.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Memory(MemoryError::TooSmall(_) | MemoryError::Unaligned(_))
+            | Self::Boot(boot::Error::Cmdline(_) | boot::Error::MemorySize { .. }) => USAGE,
+            Self::Device(error) => error.status(),
+            _ => 1,
+        }
+    }
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
+    move |source| MachineError::Host { what, source }
+}
+
+/// What the guest asks of its machine ends the run.
+struct Requests(Arc<Outcome>);
+
+impl MachineEvents for Requests {
+    fn power_off(&self) {
+        self.0.end(ExitReason::PowerOff);
+    }
+
+    fn reset(&self) {
+        self.0.end(ExitReason::Reset);
+    }
+
+    fn panicked(&self) {
+        self.0.end(ExitReason::Panic);
+    }
+}
+
+/// A machine that is ready to start.
+pub struct Machine {
+    /// Where the end of the run is reported.
+    pub outcome: Arc<Outcome>,
+    /// The console.
+    pub com1: Arc<SerialPort>,
+    /// Power button.
+    pub acpi: Arc<AcpiRegisters>,
+    shared: Shared,
+    vcpus: Vec<Vcpu>,
+    outputs: Vec<Output>,
+}
+
+impl Machine {
+    /// Makes the machine that `config` describes, with its kernel loaded, and its devices, whose admin
+    /// work is done in `events`.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    pub fn new(
+        config: &RunConfig,
+        events: &Rc<EventLoop>,
+    ) -> Result<(Self, Registry), MachineError> {
+        let ram = memory::create(&layout::ram_ranges(config.memory))?;
+        let kvm = kvm::open()?;
+        let vm = kvm::create_vm(&kvm, config.cpus)?;
+        memory::register(&vm, &ram)?;
+        let interrupts = Interrupts::new(Arc::clone(&vm)).map_err(host("interrupt routes"))?;
+        let outcome = Arc::new(Outcome::new().map_err(host("an event"))?);
+        let shared = Shared {
+            ports: Arc::new(Bus::new()),
+            mmio: Arc::new(Bus::new()),
+            ram,
+            outcome: Arc::clone(&outcome),
+        };
+        let console = Output::new("console", Stdout).map_err(host("the console's thread"))?;
+        let result = com2_output(config.com2.as_deref())?;
+        let outputs = [Some(console.clone()), result.clone()];
+        let watched = PanicWatch::new(console, Arc::clone(&outcome));
+        let result = result.map_or_else(|| sink(io::sink()), sink);
+        let com1 = serial_port(&shared, &interrupts, serial::COM1, COM1_IRQ, sink(watched))?;
+        serial_port(&shared, &interrupts, serial::COM2, COM2_IRQ, result)?;
+        let acpi = legacy_devices(&shared, &interrupts)?;
+        let registry = registry(config, &shared, interrupts, Rc::clone(events))?;
+        let entry = load_kernel(config, &shared.ram)?;
+        let template = Template::new(&kvm, config.cpus)?;
+        let vcpus = (0..config.cpus)
+            .map(|id| Vcpu::new(&vm, id, &template))
+            .collect::<Result<Vec<_>, _>>()?;
+        if let Some(first) = vcpus.first() {
+            first.set_entry(&entry.cpu_state())?;
+        }
+        let machine = Self {
+            outcome,
+            com1,
+            acpi,
+            shared,
+            vcpus,
+            outputs: outputs.into_iter().flatten().collect(),
+        };
+        Ok((machine, registry))
+    }
+
+    /// Starts the vCPUs.
+    ///
+    /// # Errors
+    /// No thread could be made.
+    pub fn start(&mut self) -> Result<Running, MachineError> {
+        let vcpus = std::mem::take(&mut self.vcpus);
+        let threads = Threads::start(vcpus, &self.shared).map_err(host("the vCPUs' threads"))?;
+        Ok(Running { threads })
+    }
+
+    /// Brings the guest's last output to its readers.
+    pub fn finish_output(&self) {
+        self.outputs.iter().for_each(Output::finish);
+    }
+}
+
+/// The vCPUs of a started machine.
+pub struct Running {
+    threads: Threads,
+}
+
+impl Running {
+    /// Stops the vCPUs.
+    pub fn stop(self) {
+        let left = self.threads.stop(STOP_LIMIT);
+        if !left.is_empty() {
+            tracing::warn!("vCPUs {left:?} did not stop within {STOP_LIMIT:?}");
+        }
+    }
+}
+
+fn sink(output: impl Write + Send + 'static) -> Box<dyn Write + Send> {
+    Box::new(output)
+}
+
+fn com2_output(path: Option<&Path>) -> Result<Option<Output>, MachineError> {
+    let Some(path) = path else { return Ok(None) };
+    let failed = |source| MachineError::Com2 {
+        path: path.into(),
+        source,
+    };
+    // A FIFO that is opened for writing alone would wait for its reader.
+    let fifo = fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo());
+    let file = File::options()
+        .read(fifo)
+        .write(true)
+        .create(!fifo)
+        .truncate(!fifo)
+        .open(path)
+        .map_err(failed)?;
+    Output::new("com2", file).map(Some).map_err(failed)
+}
+
+fn serial_port(
+    shared: &Shared,
+    interrupts: &Interrupts,
+    base: u64,
+    irq: u32,
+    output: Box<dyn Write + Send>,
+) -> Result<Arc<SerialPort>, MachineError> {
+    let line = interrupts.line(irq).map_err(host("a serial port's line"))?;
+    let port = SerialPort::new(line, output).map_err(host("a serial port"))?;
+    let port = Arc::new(port);
+    shared.ports.insert(base, serial::LEN, port.clone())?;
+    Ok(port)
+}
+
+fn legacy_devices(
+    shared: &Shared,
+    interrupts: &Interrupts,
+) -> Result<Arc<AcpiRegisters>, MachineError> {
+    let requests = || Arc::new(Requests(Arc::clone(&shared.outcome)));
+    let line = interrupts.line(EVENT_IRQ).map_err(host("the event line"))?;
+    let acpi = Arc::new(AcpiRegisters::new(requests(), line));
+    let ports = &shared.ports;
+    ports.insert(i8042::BASE, i8042::LEN, Arc::new(I8042::new(requests())))?;
+    ports.insert(
+        pvpanic::BASE,
+        pvpanic::LEN,
+        Arc::new(PvPanic::new(requests())),
+    )?;
+    ports.insert(acpi::BASE, acpi::LEN, acpi.clone())?;
+    Ok(acpi)
+}
+
+fn registry(
+    config: &RunConfig,
+    shared: &Shared,
+    interrupts: Arc<Interrupts>,
+    events: Rc<EventLoop>,
+) -> Result<Registry, MachineError> {
+    let io_threads =
+        IoThreads::new(config.io_threads as usize, &shared.ram).map_err(host("the I/O threads"))?;
+    let mut registry = Registry::new(Parts {
+        ram: shared.ram.clone(),
+        pci: pci_root(shared, config.memory)?,
+        msi: Arc::new(Allocator(Arc::clone(&interrupts))),
+        io_events: interrupts,
+        io_threads,
+        events,
+    });
+    registry.add_all(&config.disks, &config.devices)?;
+    Ok(registry)
+}
+
+fn pci_root(shared: &Shared, memory: u64) -> Result<Arc<PciRoot>, MachineError> {
+    let windows = PciWindows {
+        mmio32: layout::PCI_WINDOW_32,
+        mmio64: layout::pci_window_64(memory),
+    };
+    let root = Arc::new(PciRoot::new(Arc::clone(&shared.mmio), windows));
+    let ecam = Arc::new(Ecam::new(&root));
+    let ports = Arc::new(ConfigPorts::new(Arc::clone(&root)));
+    shared
+        .mmio
+        .insert(layout::ECAM_BASE, access::ECAM_LEN, ecam)?;
+    shared
+        .ports
+        .insert(access::PORTS_BASE, access::PORTS_LEN, ports)?;
+    Ok(root)
+}
+
+fn load_kernel(config: &RunConfig, ram: &GuestRam) -> Result<boot::Entry, MachineError> {
+    // Ports below 0x700 only: the sum fits.
+    let port = |offset: u64| u16::try_from(acpi::BASE + offset).unwrap_or(u16::MAX);
+    let tables = boot::acpi::Config {
+        sleep_control_port: port(acpi::SLEEP_CONTROL),
+        sleep_status_port: port(acpi::SLEEP_STATUS),
+        reset_port: port(acpi::RESET),
+        reset_value: acpi::RESET_VALUE,
+        ged_status_port: port(acpi::EVENT_STATUS),
+        ged_gsi: EVENT_IRQ,
+        ..boot::acpi::Config::new(config.cpus, config.memory)
+    };
+    let cmdline = format!("{DEFAULT_CMDLINE} {}", config.append);
+    let entry = boot::load(
+        ram.memory(),
+        &boot::Config {
+            kernel: &config.kernel,
+            initrd: config.initrd.as_deref(),
+            cmdline: cmdline.trim_end(),
+            memory: config.memory,
+            acpi: &tables,
+        },
+    )?;
+    Ok(entry)
+}

@@ -1,0 +1,593 @@
+//! The devices of a machine by their ids, and how a specification becomes one.
+//!
+//! Both `--device` and `device_add` end here. The registry belongs to the main thread.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use devices::interrupt::MsiAllocator;
+use devices::ioevent::IoEvents;
+use devices::nvme::{Controller, ControllerConfig, ControllerError, ControllerParts, IoThreads};
+use devices::pci::root::{PciError, PciRoot};
+use devices::ram::GuestRam;
+use devices::storage::{self, Backend, BackendConfig, BackendKind, OpenError};
+use devices::subsystem::{Namespace, NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError};
+use uuid::Uuid;
+
+use crate::event_loop::{EventLoop, EventSet};
+use crate::exit::USAGE;
+use crate::spec::{
+    BackendSpec, CacheMode, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES,
+    DeviceSpec, DiskSpec, NamespaceSpec, SubsystemSpec, default_nqn,
+};
+
+/// Model number of controllers that are given none.
+const MODEL: &str = "berth NVMe Controller";
+/// Longest serial number (NVMe Base 2.0c, 5.17.2.1).
+const SERIAL_LEN: usize = 20;
+
+/// Why a device cannot be added: the device, and what is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{device}: {problem}")]
+pub struct DeviceError {
+    /// Driver, and id where it was given one.
+    pub device: String,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// See [`DeviceError`].
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The id is taken.
+    #[error("id={0} is in use by another device: choose another id")]
+    Duplicate(String),
+    /// Nothing has that id.
+    #[error("{key}={id}: no device has this id; {known}")]
+    NotFound {
+        /// The property.
+        key: &'static str,
+        /// Its value.
+        id: String,
+        /// What could have been meant.
+        known: String,
+    },
+    /// Something has that id, but not what is needed.
+    #[error("{key}={id}: this is a {found}, it must be {needed}")]
+    WrongKind {
+        /// The property.
+        key: &'static str,
+        /// Its value.
+        id: String,
+        /// Driver of what has the id.
+        found: &'static str,
+        /// What is needed.
+        needed: &'static str,
+    },
+    /// The controller of a private namespace is in another subsystem.
+    #[error("ctrl={ctrl}: this controller is in subsystem '{actual}', not in '{subsystem}'")]
+    OtherSubsystem {
+        /// The controller.
+        ctrl: String,
+        /// The subsystem that it is in.
+        actual: String,
+        /// The subsystem of the namespace.
+        subsystem: String,
+    },
+    /// The image or memory behind a namespace.
+    #[error(transparent)]
+    Backend(#[from] OpenError),
+    /// The subsystem refused.
+    #[error(transparent)]
+    Subsystem(#[from] SubsystemError),
+    /// The controller cannot be made.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
+    /// The slot, or the room for BARs.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// The host refused something.
+    #[error("cannot make {what}: {source}")]
+    Host {
+        /// What was to be made.
+        what: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> Problem {
+    move |source| Problem::Host { what, source }
+}
+
+/// What devices are made with.
+#[derive(Clone)]
+pub struct Parts {
+    /// Guest memory.
+    pub ram: GuestRam,
+    /// Where controllers are plugged in.
+    pub pci: Arc<PciRoot>,
+    /// Their interrupt vectors.
+    pub msi: Arc<dyn MsiAllocator>,
+    /// Their doorbells.
+    pub io_events: Arc<dyn IoEvents>,
+    /// The machine's I/O threads.
+    pub io_threads: Arc<IoThreads>,
+    /// Where controllers' admin work is done.
+    pub events: Rc<EventLoop>,
+}
+
+/// A device with an id.
+pub enum Object {
+    /// `nvme-subsys`, on the system bus.
+    Subsystem(Arc<Subsystem>),
+    /// `nvme-ns`, on a subsystem's bus.
+    Namespace {
+        /// The namespace.
+        namespace: Arc<Namespace>,
+        /// Whose bus it is on.
+        subsystem: Arc<Subsystem>,
+    },
+    /// `nvme`, on PCI.
+    Controller {
+        /// The controller.
+        controller: Arc<Controller>,
+        /// The subsystem that it links to.
+        subsystem: Arc<Subsystem>,
+        /// Its slot on bus 0.
+        slot: u8,
+    },
+}
+
+impl DeviceError {
+    /// [`USAGE`] if the command line is wrong whatever the host is like, else 1.
+    pub fn status(&self) -> u8 {
+        match self.problem {
+            Problem::Backend(_) | Problem::Host { .. } => 1,
+            Problem::Controller(ControllerError::Event(_)) => 1,
+            _ => USAGE,
+        }
+    }
+}
+
+impl Object {
+    /// The driver's name.
+    pub fn driver(&self) -> &'static str {
+        match self {
+            Self::Subsystem(_) => "nvme-subsys",
+            Self::Namespace { .. } => "nvme-ns",
+            Self::Controller { .. } => "nvme",
+        }
+    }
+}
+
+/// Where a namespace goes.
+struct Place {
+    subsystem: Arc<Subsystem>,
+    /// The controller that stood for the subsystem.
+    controller: Option<String>,
+    /// The subsystem was made for it and is not registered yet.
+    made: bool,
+}
+
+/// All devices with ids, in the order in which they were added.
+pub struct Registry {
+    parts: Parts,
+    objects: Vec<(String, Object)>,
+    /// Ids that the command line gives to devices still to come: not for automatic ones.
+    reserved: BTreeSet<String>,
+}
+
+impl Registry {
+    /// No devices yet.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            objects: Vec::new(),
+            reserved: BTreeSet::new(),
+        }
+    }
+
+    /// Adds what the command line asks for: first the disks, then the devices in their order.
+    ///
+    /// # Errors
+    /// The first device that cannot be added.
+    pub fn add_all(
+        &mut self,
+        disks: &[NamespaceSpec],
+        devices: &[DeviceSpec],
+    ) -> Result<(), DeviceError> {
+        let disk_ids = disks.iter().filter_map(|disk| disk.id.as_deref());
+        let ids = disk_ids.chain(devices.iter().filter_map(DeviceSpec::id));
+        self.reserved = ids.map(str::to_owned).collect();
+        self.add_disks(disks)?;
+        for device in devices {
+            self.add(device).map_err(|error| DeviceError {
+                device: format!("--device {}", error.device),
+                ..error
+            })?;
+        }
+        self.reserved.clear();
+        Ok(())
+    }
+
+    /// Adds a device and returns its id.
+    ///
+    /// # Errors
+    /// See [`Problem`]; nothing is left of the device then.
+    pub fn add(&mut self, spec: &DeviceSpec) -> Result<String, DeviceError> {
+        let result = match spec {
+            DeviceSpec::Subsystem(spec) => self.add_subsystem(spec),
+            DeviceSpec::Controller(spec) => self.add_controller(spec),
+            DeviceSpec::Namespace(spec) => self.add_namespace(spec),
+        };
+        result.map_err(|problem| DeviceError {
+            device: match spec.id() {
+                Some(id) => format!("{},id={id}", spec.driver()),
+                None => spec.driver().into(),
+            },
+            problem,
+        })
+    }
+
+    /// All devices, in the order in which they were added.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Object)> {
+        self.objects
+            .iter()
+            .map(|(id, object)| (id.as_str(), object))
+    }
+
+    /// The device with this id.
+    pub fn get(&self, id: &str) -> Option<&Object> {
+        let found = self.objects.iter().find(|(known, _)| known == id)?;
+        Some(&found.1)
+    }
+
+    /// The machine's I/O threads.
+    pub fn io_threads(&self) -> &IoThreads {
+        &self.parts.io_threads
+    }
+
+    /// The default subsystem with the default controller, and the disks in it.
+    fn add_disks(&mut self, disks: &[NamespaceSpec]) -> Result<(), DeviceError> {
+        if disks.is_empty() {
+            return Ok(());
+        }
+        let wrap = |problem| DeviceError {
+            device: "--disk".into(),
+            problem,
+        };
+        let controller = ControllerSpec {
+            id: None,
+            subsys: None,
+            addr: None,
+            serial: None,
+            model: None,
+            firmware: None,
+            max_ioqpairs: DEFAULT_MAX_IOQPAIRS,
+            mqes: DEFAULT_MQES,
+            mdts: DEFAULT_MDTS,
+            io_threads: None,
+            cntlid: None,
+            disk: None,
+        };
+        // Without a bus, a namespace goes to the controller defined last: this one.
+        self.add_controller(&controller).map_err(wrap)?;
+        for disk in disks {
+            self.add_namespace(disk).map_err(wrap)?;
+        }
+        Ok(())
+    }
+
+    fn add_subsystem(&mut self, spec: &SubsystemSpec) -> Result<String, Problem> {
+        let id = self.choose_id(Some(&spec.id), "")?;
+        let subsystem = Subsystem::new(SubsystemConfig {
+            id: id.clone(),
+            nqn: Some(spec.nqn.clone()),
+            shared: spec.shared,
+        })?;
+        self.insert(&id, Object::Subsystem(subsystem));
+        Ok(id)
+    }
+
+    fn add_namespace(&mut self, spec: &NamespaceSpec) -> Result<String, Problem> {
+        let id = self.choose_id(spec.id.as_deref(), "ns")?;
+        let place = self.place_for(spec)?;
+        let ctrl = self.controller_for(spec, &place)?;
+        let backend = open(&spec.disk)?;
+        let config = NamespaceConfig {
+            id: id.clone(),
+            nsid: spec.nsid,
+            shared: spec.shared,
+            detached: spec.detached,
+            ctrl,
+            uuid: spec.uuid.map(Uuid::from_bytes),
+            eui64: spec.eui64,
+            nguid: spec.nguid,
+        };
+        let subsystem = place.subsystem;
+        let namespace = subsystem.add_namespace(config, backend)?;
+        if place.made {
+            let made = Object::Subsystem(Arc::clone(&subsystem));
+            self.insert(subsystem.id(), made);
+        }
+        let object = Object::Namespace {
+            namespace,
+            subsystem,
+        };
+        self.insert(&id, object);
+        Ok(id)
+    }
+
+    /// The subsystem of a namespace: that of `bus`, of the controller defined last, or a new one.
+    fn place_for(&self, spec: &NamespaceSpec) -> Result<Place, Problem> {
+        let (controller, object) = match &spec.bus {
+            Some(bus) => (bus, self.named("bus", bus)?),
+            None => {
+                let last =
+                    |(_, object): &&(String, Object)| matches!(object, Object::Controller { .. });
+                match self.objects.iter().rev().find(last) {
+                    Some((id, object)) => (id, object),
+                    None => {
+                        return Ok(Place {
+                            // Controllers may come, and nothing says that it is only one.
+                            subsystem: self.make_subsystem(true)?,
+                            controller: None,
+                            made: true,
+                        });
+                    }
+                }
+            }
+        };
+        let (subsystem, controller) = match object {
+            Object::Subsystem(subsystem) => (subsystem, None),
+            Object::Controller { subsystem, .. } => (subsystem, Some(controller.clone())),
+            Object::Namespace { .. } => {
+                return Err(wrong_kind(
+                    "bus",
+                    controller,
+                    object,
+                    "a subsystem or a controller",
+                ));
+            }
+        };
+        Ok(Place {
+            subsystem: Arc::clone(subsystem),
+            controller,
+            made: false,
+        })
+    }
+
+    /// The one controller of a private namespace, as far as it is known.
+    fn controller_for(
+        &self,
+        spec: &NamespaceSpec,
+        place: &Place,
+    ) -> Result<Option<String>, Problem> {
+        if spec.shared {
+            return Ok(None);
+        }
+        let Some(ctrl) = &spec.ctrl else {
+            return Ok(place.controller.clone());
+        };
+        match self.get(ctrl) {
+            Some(Object::Controller { subsystem, .. })
+                if !Arc::ptr_eq(subsystem, &place.subsystem) =>
+            {
+                Err(Problem::OtherSubsystem {
+                    ctrl: ctrl.clone(),
+                    actual: subsystem.id().into(),
+                    subsystem: place.subsystem.id().into(),
+                })
+            }
+            // It may come later.
+            Some(Object::Controller { .. }) | None => Ok(Some(ctrl.clone())),
+            Some(other) => Err(wrong_kind("ctrl", ctrl, other, "a controller")),
+        }
+    }
+
+    fn add_controller(&mut self, spec: &ControllerSpec) -> Result<String, Problem> {
+        let id = self.choose_id(spec.id.as_deref(), "nvme")?;
+        // First what is most likely to fail, so that nothing has to be undone.
+        let disk = spec.disk.as_ref().map(open).transpose()?;
+        let subsystem = match &spec.subsys {
+            Some(name) => match self.named("subsys", name)? {
+                Object::Subsystem(subsystem) => Arc::clone(subsystem),
+                other => return Err(wrong_kind("subsys", name, other, "a subsystem")),
+            },
+            // As in QEMU, a controller that names no subsystem does not share it.
+            None => self.make_subsystem(false)?,
+        };
+        let controller = self.make_controller(&id, spec, &subsystem)?;
+        let slot = self.parts.pci.add(spec.addr, controller.clone())?;
+        if let Some(backend) = disk
+            && let Err(problem) = self.add_own_disk(&id, &subsystem, backend)
+        {
+            self.parts.pci.remove(slot);
+            return Err(problem);
+        }
+        self.watch(&controller)?;
+        if spec.subsys.is_none() {
+            let made = Object::Subsystem(Arc::clone(&subsystem));
+            self.insert(subsystem.id(), made);
+        }
+        let object = Object::Controller {
+            controller,
+            subsystem,
+            slot,
+        };
+        self.insert(&id, object);
+        Ok(id)
+    }
+
+    fn make_controller(
+        &self,
+        id: &str,
+        spec: &ControllerSpec,
+        subsystem: &Arc<Subsystem>,
+    ) -> Result<Arc<Controller>, Problem> {
+        let parts = &self.parts;
+        let io_threads = match spec.io_threads {
+            Some(count) => IoThreads::new(count as usize, &parts.ram)
+                .map_err(host("the controller's I/O threads"))?,
+            None => Arc::clone(&parts.io_threads),
+        };
+        // One vector for the admin queue and one for each I/O completion queue.
+        let msi = parts
+            .msi
+            .allocate(spec.max_ioqpairs + 1)
+            .map_err(host("the controller's interrupt vectors"))?;
+        let config = ControllerConfig {
+            id: id.into(),
+            serial: spec.serial.clone().unwrap_or_else(|| serial(subsystem)),
+            model: spec.model.clone().unwrap_or_else(|| MODEL.into()),
+            firmware: spec
+                .firmware
+                .clone()
+                .unwrap_or_else(|| env!("CARGO_PKG_VERSION").into()),
+            max_ioqpairs: spec.max_ioqpairs,
+            mqes: spec.mqes,
+            mdts: spec.mdts,
+            cntlid: spec.cntlid,
+        };
+        let parts = ControllerParts {
+            ram: parts.ram.clone(),
+            subsystem: Arc::clone(subsystem),
+            io_threads,
+            msi,
+            io_events: Arc::clone(&parts.io_events),
+        };
+        Ok(Controller::new(config, parts)?)
+    }
+
+    /// The namespace of a one-disk controller: private to it, as in QEMU.
+    fn add_own_disk(
+        &mut self,
+        controller: &str,
+        subsystem: &Arc<Subsystem>,
+        backend: Arc<dyn Backend>,
+    ) -> Result<(), Problem> {
+        let id = self.choose_id(None, "ns")?;
+        let config = NamespaceConfig {
+            id: id.clone(),
+            ctrl: Some(controller.into()),
+            ..Default::default()
+        };
+        let object = Object::Namespace {
+            namespace: subsystem.add_namespace(config, backend)?,
+            subsystem: Arc::clone(subsystem),
+        };
+        self.insert(&id, object);
+        Ok(())
+    }
+
+    /// Lets the main loop do the controller's admin work.
+    fn watch(&self, controller: &Arc<Controller>) -> Result<(), Problem> {
+        let served = Arc::clone(controller);
+        let handler = move |_| served.service();
+        self.parts
+            .events
+            .add(controller.event(), EventSet::IN, handler)
+            .map_err(host("the controller's event"))?;
+        Ok(())
+    }
+
+    /// A subsystem for who names none; the caller registers it.
+    fn make_subsystem(&self, shared: bool) -> Result<Arc<Subsystem>, Problem> {
+        let id = self.choose_id(None, "subsys")?;
+        Ok(Subsystem::new(SubsystemConfig {
+            nqn: Some(default_nqn(&id)),
+            id,
+            shared,
+        })?)
+    }
+
+    fn named(&self, key: &'static str, id: &str) -> Result<&Object, Problem> {
+        self.get(id).ok_or_else(|| Problem::NotFound {
+            key,
+            id: id.into(),
+            known: self.known(),
+        })
+    }
+
+    /// The subsystems and controllers there are, for messages.
+    fn known(&self) -> String {
+        let named = |(id, object): (&str, &Object)| match object {
+            Object::Namespace { .. } => None,
+            other => Some(format!("{id} ({})", other.driver())),
+        };
+        let known: Vec<_> = self.iter().filter_map(named).collect();
+        if known.is_empty() {
+            "define it before this device".into()
+        } else {
+            format!("defined so far: {}", known.join(", "))
+        }
+    }
+
+    /// The id asked for, if it is free, or else the first free one that starts with `prefix`.
+    fn choose_id(&self, asked: Option<&str>, prefix: &str) -> Result<String, Problem> {
+        match asked {
+            Some(id) if self.get(id).is_some() => Err(Problem::Duplicate(id.into())),
+            Some(id) => Ok(id.into()),
+            None => {
+                let free = |id: &String| self.get(id).is_none() && !self.reserved.contains(id);
+                let mut ids = (0u32..).map(|number| format!("{prefix}{number}"));
+                // There are more numbers than objects, so one is free.
+                Ok(ids.find(free).unwrap_or_default())
+            }
+        }
+    }
+
+    fn insert(&mut self, id: &str, object: Object) {
+        self.objects.push((id.into(), object));
+    }
+}
+
+fn wrong_kind(key: &'static str, id: &str, found: &Object, needed: &'static str) -> Problem {
+    Problem::WrongKind {
+        key,
+        id: id.into(),
+        found: found.driver(),
+        needed,
+    }
+}
+
+/// The serial number is the subsystem's, so all its controllers have the same.
+fn serial(subsystem: &Subsystem) -> String {
+    let id = subsystem.id();
+    if id.len() <= SERIAL_LEN {
+        return id.into();
+    }
+    let digest = Uuid::new_v5(&Uuid::NAMESPACE_OID, subsystem.nqn().as_bytes());
+    let mut digits = digest.simple().to_string();
+    digits.truncate(SERIAL_LEN);
+    digits
+}
+
+fn open(disk: &DiskSpec) -> Result<Arc<dyn Backend>, OpenError> {
+    let kind = match &disk.backend {
+        BackendSpec::File { path, cache } => BackendKind::File {
+            path: path.clone(),
+            cache: cache_mode(*cache),
+        },
+        BackendSpec::Memory(size) => BackendKind::Memory { size: *size },
+        BackendSpec::Null(size) => BackendKind::Null { size: *size },
+    };
+    storage::open(&BackendConfig {
+        kind,
+        read_only: disk.ro,
+        block_size: disk.logical_block_size,
+    })
+}
+
+fn cache_mode(mode: CacheMode) -> storage::CacheMode {
+    match mode {
+        CacheMode::Writeback => storage::CacheMode::Writeback,
+        CacheMode::None => storage::CacheMode::None,
+        CacheMode::Writethrough => storage::CacheMode::Writethrough,
+        CacheMode::Directsync => storage::CacheMode::Directsync,
+        CacheMode::Unsafe => storage::CacheMode::Unsafe,
+    }
+}

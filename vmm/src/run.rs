@@ -1,0 +1,146 @@
+//! `berth run`: one machine from its start to its exit status.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::cli::RunConfig;
+use crate::commands::Commands;
+use crate::console;
+use crate::control::ControlServer;
+use crate::event_loop::{EventLoop, EventSet, duplicate};
+use crate::exit::{ExitReason, Outcome};
+use crate::machine::{Machine, MachineError};
+use crate::signals::Signals;
+use crate::terminal::{self, RawMode};
+
+/// Runs a machine and returns the exit status; the reason goes to standard error.
+pub fn run(config: &RunConfig) -> u8 {
+    start_logging(config.verbosity);
+    match run_machine(config) {
+        Ok(reason) => {
+            eprintln!("berth: {reason}");
+            reason.status()
+        }
+        Err(error) => {
+            eprintln!("berth: {error:#}");
+            error
+                .downcast_ref::<MachineError>()
+                .map_or(1, MachineError::status)
+        }
+    }
+}
+
+fn start_logging(verbosity: u8) {
+    let level = match verbosity {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        2 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}
+
+fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
+    raise_file_limit();
+    let signals = Signals::block().context("cannot watch signals")?;
+    let control = ControlServer::new(
+        config.control_pipe.as_deref(),
+        config.control_socket.as_deref(),
+    )?;
+    let events = Rc::new(EventLoop::new().context("cannot make an event loop")?);
+    let (mut machine, registry) = Machine::new(config, &events)?;
+    let raw = Rc::new(RawMode::start().context("cannot make the terminal raw")?);
+    watch_end(&events, &machine.outcome)?;
+    watch_signals(&events, signals, Rc::clone(&raw), &machine.outcome)?;
+    let outcome = Arc::clone(&machine.outcome);
+    console::start_input(Arc::clone(&machine.com1), outcome, terminal::is_terminal())
+        .context("cannot start reading standard input")?;
+    let running = machine.start()?;
+    let commands = Commands {
+        outcome: Arc::clone(&machine.outcome),
+        acpi: Arc::clone(&machine.acpi),
+        registry,
+        cpus: config.cpus,
+        memory: config.memory,
+        started: Instant::now(),
+    };
+    let result = serve(&events, commands, control);
+    running.stop();
+    machine.finish_output();
+    terminal::restore();
+    result?;
+    let reason = machine.outcome.reason().cloned();
+    reason.context("the event loop ended without a reason")
+}
+
+/// Serves devices and control clients until the run is over.
+fn serve(
+    events: &EventLoop,
+    mut commands: Commands,
+    mut control: ControlServer,
+) -> anyhow::Result<()> {
+    let fd = duplicate(&control).context("cannot watch the control transports")?;
+    let watch = events
+        .add(&fd, EventSet::IN, move |_| control.handle(&mut commands))
+        .context("cannot watch the control transports")?;
+    let result = events.run().context("the event loop failed");
+    // Drops the control server, which removes its FIFOs and its socket.
+    events.remove(watch);
+    result
+}
+
+fn watch_end(events: &Rc<EventLoop>, outcome: &Outcome) -> anyhow::Result<()> {
+    let inner = Rc::clone(events);
+    events
+        .add(outcome.event(), EventSet::IN, move |_| inner.stop())
+        .context("cannot watch the vCPUs")?;
+    Ok(())
+}
+
+fn watch_signals(
+    events: &EventLoop,
+    signals: Signals,
+    raw: Rc<Option<RawMode>>,
+    outcome: &Arc<Outcome>,
+) -> anyhow::Result<()> {
+    let outcome = Arc::clone(outcome);
+    let fd = signals.try_clone().context("cannot watch signals")?;
+    let handler = move |_| {
+        while let Some(signal) = signals.next() {
+            match (signal, raw.as_ref()) {
+                (libc::SIGTSTP, Some(raw)) => raw.suspend(),
+                (libc::SIGTSTP, None) => terminal::stop_process(),
+                (libc::SIGCONT, Some(raw)) => raw.resume(),
+                (libc::SIGCONT, None) => {}
+                _ => outcome.end(ExitReason::Signal(signal)),
+            }
+        }
+    };
+    events
+        .add(&fd, EventSet::IN, handler)
+        .context("cannot watch signals")?;
+    Ok(())
+}
+
+/// Controllers have an eventfd per queue and vector: take what the host lets this process have.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a structure of the right type.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return;
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above. Raising the soft limit to the hard one needs no privilege; should it fail, the
+    // old limit holds, and running into it is reported where it happens.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+}

@@ -1,0 +1,235 @@
+//! `--disk`, `--device` and the control commands that show what came of them.
+
+#[allow(dead_code)] // Each test uses its own part.
+mod common;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Guest, HALT, Killed, kvm, print};
+
+const COM1: u16 = 0x3f8;
+
+/// A guest that sleeps, with a control socket.
+struct Machine {
+    child: Killed,
+    guest: Guest,
+}
+
+impl Machine {
+    fn start(arguments: &[&str]) -> Self {
+        let guest = Guest::new(&[&print(COM1, "!")[..], &HALT].concat());
+        let socket = guest.directory.path().join("socket");
+        let mut command = guest.command(arguments);
+        command.arg("--control-socket").arg(&socket);
+        let mut child = Killed(command.spawn().unwrap());
+        let mut byte = [0];
+        let stdout = child.0.stdout.as_mut().unwrap();
+        if stdout.read_exact(&mut byte).is_err() {
+            panic!("{:?}", child.finish());
+        }
+        Self { child, guest }
+    }
+
+    fn ctl(&self, words: &[&str]) -> (Option<i32>, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_berth"))
+            .arg("ctl")
+            .arg(self.guest.directory.path().join("socket"))
+            .args(words)
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    }
+
+    fn quit(self) {
+        assert_eq!(self.ctl(&["quit"]).0, Some(0));
+        let (status, _, err) = self.child.finish();
+        assert_eq!(status, 0, "{err}");
+    }
+}
+
+fn image(path: &Path) -> String {
+    File::create(path).unwrap().set_len(1 << 20).unwrap();
+    path.to_str().unwrap().into()
+}
+
+#[test]
+fn disks_share_one_subsystem_and_controller() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| image(&directory.path().join(name)));
+    let machine = Machine::start(&["--disk", &a, "--disk", &b]);
+    let (status, tree) = machine.ctl(&["info", "qtree"]);
+    assert_eq!(status, Some(0), "{tree}");
+    for (line, count) in [
+        ("dev: nvme-subsys, id \"subsys0\"", 1),
+        ("dev: nvme, id \"nvme0\"", 1),
+        ("dev: nvme-ns, id \"ns0\"", 1),
+        ("dev: nvme-ns, id \"ns1\"", 1),
+        ("attached = [\"nvme0\"]", 2),
+        ("subsys = \"subsys0\"", 1),
+    ] {
+        assert_eq!(tree.matches(line).count(), count, "{line} in\n{tree}");
+    }
+    machine.quit();
+}
+
+#[test]
+fn namespaces_find_their_subsystem() {
+    if !kvm() {
+        return;
+    }
+    let machine = Machine::start(&[
+        "--device",
+        "nvme-subsys,id=s",
+        "--device",
+        "nvme,id=a,subsys=s",
+        "--device",
+        "nvme,id=b,subsys=s",
+        "--device",
+        "nvme-ns,id=by-subsystem,bus=s,null=1G",
+        "--device",
+        "nvme-ns,id=by-controller,bus=a,null=1G,shared=off",
+        "--device",
+        "nvme-ns,id=last,null=1G,shared=off",
+        "--device",
+        "nvme-ns,id=detached,bus=s,null=1G,detached",
+        "--device",
+        "nvme,id=alone",
+        "--device",
+        "nvme-ns,id=behind,memory=1M",
+        "--device",
+        "nvme,id=one,addr=0x10",
+    ]);
+    let (status, text) = machine.ctl(&["info", "qtree", "json"]);
+    assert_eq!(status, Some(0), "{text}");
+    let tree: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let attached = |subsystem: usize, namespace: usize| {
+        let bus = &tree["devices"][subsystem]["bus"];
+        let device = &bus["devices"][namespace];
+        (
+            device["id"].as_str().unwrap().to_owned(),
+            device["properties"]["attached"].to_string(),
+        )
+    };
+    let expected = [
+        ((0, 0), "by-subsystem", "[\"a\",\"b\"]"),
+        ((0, 1), "by-controller", "[\"a\"]"),
+        ((0, 2), "last", "[\"b\"]"),
+        ((0, 3), "detached", "[]"),
+        ((1, 0), "behind", "[\"alone\"]"),
+    ];
+    for ((subsystem, namespace), id, controllers) in expected {
+        assert_eq!(
+            attached(subsystem, namespace),
+            (id.into(), controllers.into()),
+            "{text}"
+        );
+    }
+    assert!(text.contains("0000:00:10.0"), "{text}");
+    for subject in ["status", "nvme", "subsys", "iothreads", "stats"] {
+        let (status, text) = machine.ctl(&["info", subject]);
+        assert_eq!(status, Some(0), "{text}");
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(value.is_object(), "{text}");
+    }
+    machine.quit();
+}
+
+#[test]
+fn wrong_devices_say_what_is_wrong() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&HALT);
+    let image = image(&guest.directory.path().join("image"));
+    let lock = File::options().read(true).write(true).open(&image).unwrap();
+    lock.lock().unwrap();
+    let table: [(&[&str], i32, &str); 9] = [
+        (&["nvme,subsys=x"], 35, "subsys=x: no device has this id"),
+        (
+            &["nvme,id=a", "nvme,subsys=a"],
+            35,
+            "subsys=a: this is a nvme",
+        ),
+        (
+            &["nvme-ns,bus=x,null=1G"],
+            35,
+            "bus=x: no device has this id",
+        ),
+        (
+            &[
+                "nvme,id=c",
+                "nvme-ns,nsid=1,null=1G",
+                "nvme-ns,nsid=1,null=1G",
+            ],
+            35,
+            "nsid 1 is in use",
+        ),
+        (
+            &[
+                "nvme-subsys,id=s,shared=off",
+                "nvme,subsys=s",
+                "nvme,subsys=s",
+            ],
+            35,
+            "shared=off",
+        ),
+        (&["nvme,addr=3", "nvme,addr=3"], 35, "slot"),
+        (
+            &[
+                "nvme-subsys,id=s",
+                "nvme,subsys=s,cntlid=4",
+                "nvme,subsys=s,cntlid=4",
+            ],
+            35,
+            "cntlid 4 is in use",
+        ),
+        (
+            &[
+                "nvme,id=c",
+                "nvme-subsys,id=s",
+                "nvme-ns,bus=s,null=1G,shared=off,ctrl=c",
+            ],
+            35,
+            "this controller is in subsystem",
+        ),
+        (&["nvme,id=c,file=IMAGE"], 1, "in use"),
+    ];
+    for (devices, expected, text) in table {
+        let mut arguments = Vec::new();
+        for device in devices {
+            arguments.push("--device".to_owned());
+            arguments.push(device.replace("IMAGE", &image));
+        }
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let (status, _, err) = guest.run(&arguments);
+        assert_eq!(status, expected, "{devices:?}: {err}");
+        assert!(err.contains(text), "{devices:?}: {err}");
+        assert!(err.starts_with("berth: --device "), "{devices:?}: {err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+}
+
+#[test]
+fn commands_end_the_run_and_clean_up() {
+    if !kvm() {
+        return;
+    }
+    let machine = Machine::start(&[]);
+    let socket = machine.guest.directory.path().join("socket");
+    assert!(fs::exists(&socket).unwrap());
+    let (status, text) = machine.ctl(&["device_add", "nvme,id=x"]);
+    assert_eq!(status, Some(1), "{text}");
+    assert_eq!(machine.ctl(&["system_powerdown"]).0, Some(0));
+    assert_eq!(machine.ctl(&["system_reset"]).0, Some(0));
+    let Machine { child, guest } = machine;
+    let (status, _, err) = child.finish();
+    assert_eq!((status, err.as_str()), (32, "berth: guest reset\n"));
+    assert!(!fs::exists(guest.directory.path().join("socket")).unwrap());
+}

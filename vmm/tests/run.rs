@@ -1,0 +1,186 @@
+//! `berth run` from the outside: how runs end, and what comes out.
+
+#[allow(dead_code)] // Each test uses its own part.
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::Stdio;
+
+use common::{Guest, HALT, Killed, LIMIT, TRIPLE_FAULT, kvm, out, power_off, print};
+
+const COM1: u16 = 0x3f8;
+const COM2: u16 = 0x2f8;
+
+fn code(parts: &[&[u8]]) -> Vec<u8> {
+    parts.concat()
+}
+
+#[test]
+fn every_way_to_end_has_its_status_and_line() {
+    if !kvm() {
+        return;
+    }
+    let panic = "[    0.5] Kernel panic - not syncing: test\r\n";
+    let table: [(&str, Vec<u8>, i32, &str); 8] = [
+        ("ACPI S5", power_off(), 0, "berth: guest powered off"),
+        ("ACPI reset", out(0x602, 1), 32, "berth: guest reset"),
+        ("i8042 reset", out(0x64, 0xfe), 32, "berth: guest reset"),
+        (
+            "triple fault",
+            TRIPLE_FAULT.to_vec(),
+            33,
+            "berth: guest crashed: triple fault",
+        ),
+        ("pvpanic", out(0x505, 1), 34, "berth: guest panicked"),
+        (
+            "panic, reset",
+            code(&[&print(COM1, panic), &out(0x64, 0xfe)]),
+            34,
+            "berth: guest panicked",
+        ),
+        (
+            "panic, triple fault",
+            code(&[&print(COM1, panic), &TRIPLE_FAULT]),
+            34,
+            "berth: guest panicked",
+        ),
+        (
+            "no emulation",
+            vec![0xbb, 0, 0, 0, 0xc8, 0x0f, 0xfe, 0x03], // paddd mm0, [0xc8000000]
+            33,
+            "instruction bytes: 0f fe 03",
+        ),
+    ];
+    for (name, code, status, line) in table {
+        let guest = Guest::new(&code);
+        let (code, _, err) = guest.run(&[]);
+        assert_eq!(code, status, "{name}: {err}");
+        assert!(err.contains(line), "{name}: {err}");
+    }
+}
+
+#[test]
+fn console_goes_to_standard_output_and_com2_to_its_file() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&code(&[
+        &print(COM1, "hello\n"),
+        &print(COM2, "{\"result\":1}\n"),
+        &power_off(),
+    ]));
+    let path = guest.directory.path().join("result");
+    fs::write(&path, "what was there before is longer").unwrap();
+    let (status, out, err) = guest.run(&["--com2", path.to_str().unwrap()]);
+    assert_eq!((status, out.as_str()), (0, "hello\n"), "{err}");
+    assert_eq!(err, "berth: guest powered off\n");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "{\"result\":1}\n");
+    let (status, out, _) = guest.run(&[]);
+    assert_eq!((status, out.as_str()), (0, "hello\n"));
+}
+
+#[test]
+fn vcpus_that_nobody_started_do_not_keep_a_run_alive() {
+    if !kvm() {
+        return;
+    }
+    let (status, _, err) = Guest::new(&power_off()).run(&["--cpus", "4"]);
+    assert_eq!(status, 0, "{err}");
+}
+
+#[test]
+fn signals_end_a_sleeping_guest() {
+    if !kvm() {
+        return;
+    }
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        let guest = Guest::new(&code(&[&print(COM1, "!"), &HALT]));
+        let mut child = Killed(guest.command(&[]).spawn().unwrap());
+        let mut byte = [0];
+        child
+            .0
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut byte)
+            .unwrap();
+        let pid = libc::pid_t::try_from(child.0.id()).unwrap();
+        // SAFETY: the child was not waited for, so the number is its own.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        let (status, _, err) = child.finish();
+        assert_eq!(status, 128 + signal, "{err}");
+        assert_eq!(err, format!("berth: ended by signal {signal}\n"));
+    }
+}
+
+/// Echoes what it receives on COM1, and powers off after a full stop.
+const ECHO: [u8; 25] = [
+    0x66, 0xba, 0xfd, 0x03, // mov dx, 0x3fd
+    0xec, // in al, dx
+    0xa8, 0x01, // test al, 1
+    0x74, 0xfb, // jz to in
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xec, // in al, dx
+    0xee, // out dx, al
+    0x3c, 0x2e, // cmp al, '.'
+    0x75, 0xed, // jne to the start
+    0x66, 0xba, 0x00, 0x06, // mov dx, 0x600
+    0xb0, 0x34, // mov al, 0x34
+];
+
+#[test]
+fn input_reaches_the_guest_as_it_is_and_in_full() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&code(&[&ECHO, &[0xee], &HALT]));
+    let mut child = Killed(guest.command(&[]).stdin(Stdio::piped()).spawn().unwrap());
+    // Longer than the FIFO of the port; Ctrl-a x is data where there is no terminal.
+    let text = format!("\x01x{}.", "abcdefgh".repeat(400));
+    let mut input = child.0.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    let (status, out, err) = child.finish();
+    assert_eq!((status, out), (0, text), "{err}");
+}
+
+#[test]
+fn input_from_a_file_works_too() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&code(&[&ECHO, &[0xee], &HALT]));
+    let path = guest.directory.path().join("input");
+    fs::write(&path, "from a file.").unwrap();
+    let input = fs::File::open(&path).unwrap();
+    let child = Killed(guest.command(&[]).stdin(input).spawn().unwrap());
+    let (status, out, err) = child.finish();
+    assert_eq!((status, out.as_str()), (0, "from a file."), "{err}");
+}
+
+#[test]
+fn a_closed_standard_output_does_not_stop_the_guest() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&code(&[&print(COM1, &"x".repeat(3000)), &power_off()]));
+    let mut child = Killed(guest.command(&[]).spawn().unwrap());
+    drop(child.0.stdout.take());
+    let start = std::time::Instant::now();
+    assert_eq!(child.wait().code(), Some(0));
+    assert!(start.elapsed() < LIMIT);
+}
+
+#[test]
+fn wrong_kernels_are_usage_errors() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(b"");
+    let path = guest.directory.path().join("guest.elf");
+    fs::write(&path, "not a kernel").unwrap();
+    let (status, _, err) = guest.run(&[]);
+    assert_eq!(status, 35, "{err}");
+    assert!(err.contains("--kernel"), "{err}");
+}
