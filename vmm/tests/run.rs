@@ -1,5 +1,8 @@
 //! `berth run` from the outside: how runs end, and what comes out.
 
+// Helpers are test code too.
+#![allow(clippy::unwrap_used)]
+
 #[allow(dead_code)] // Each test uses its own part.
 mod common;
 

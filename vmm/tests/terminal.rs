@@ -1,5 +1,8 @@
 //! `berth run` on a terminal: raw while it runs, itself again after every way out.
 
+// Helpers are test code too.
+#![allow(clippy::unwrap_used)]
+
 #[allow(dead_code)] // Each test uses its own part.
 mod common;
 

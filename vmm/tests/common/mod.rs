@@ -52,6 +52,7 @@ impl Guest {
 
     /// Runs to the end: status, standard output, standard error.
     pub fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        println!("berth run {arguments:?}");
         let child = Killed(self.command(arguments).spawn().unwrap());
         child.finish()
     }
