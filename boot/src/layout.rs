@@ -4,7 +4,7 @@
 //! else. All values are in bytes.
 //!
 //! ```text
-//! 0x0000_0000  RAM; boot structures below 640 KiB, ACPI tables at 896 KiB
+//! 0x0000_0000  RAM; boot structures below 640 KiB, ACPI tables from 896 KiB
 //! 0xC000_0000  32-bit PCI window
 //! 0xE000_0000  ECAM of bus 0
 //! 0xFEC0_0000  IOAPIC
@@ -44,7 +44,10 @@ pub const LOW_MEMORY_END: u64 = 0xA_0000;
 /// BIOS area (ACPI 6.5, 5.2.5.1) finds it.
 pub const ACPI_START: u64 = 0xE_0000;
 /// End of the room for ACPI tables (exclusive).
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = 0xF_0000;
+/// Where a PC's firmware starts in real mode, F000:FFF0. A few instructions lie
+/// here that reset the machine.
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// First address that a kernel may be loaded to: 1 MiB.
 pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 
@@ -153,6 +156,7 @@ mod tests {
             CMDLINE..CMDLINE + CMDLINE_CAPACITY,
             LOW_MEMORY_END..ACPI_START,
             ACPI_START..ACPI_END,
+            RESET_VECTOR..RESET_VECTOR + 16,
             HIGH_MEMORY_START..LOW_RAM_END,
             PCI_WINDOW_32,
             ECAM_BASE..ECAM_BASE + ECAM_LENGTH,

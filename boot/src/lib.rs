@@ -17,6 +17,7 @@ mod initrd;
 pub mod layout;
 mod memory_map;
 mod pvh;
+mod reset_vector;
 
 use std::ops::Range;
 use std::path::Path;
@@ -104,6 +105,7 @@ pub fn load(ram: &GuestMemoryMmap, config: &Config) -> Result<Entry, Error> {
         None => None,
     };
     let rsdp = acpi::write(ram, config.acpi)?;
+    reset_vector::write(ram, config.acpi)?;
 
     let entry = match &kernel {
         Kernel::BzImage(kernel) => {

@@ -30,7 +30,11 @@ pub(crate) fn memory_map(memory: u64) -> Vec<Region> {
     let low_end = memory.min(layout::LOW_RAM_END);
     let mut map = vec![
         region(0, layout::LOW_MEMORY_END, Kind::Ram),
-        region(layout::ACPI_START, layout::ACPI_END, Kind::Reserved),
+        region(
+            layout::ACPI_START,
+            layout::HIGH_MEMORY_START,
+            Kind::Reserved,
+        ),
         region(layout::HIGH_MEMORY_START, low_end, Kind::Ram),
         // Linux uses ECAM only where firmware reserved it.
         region(

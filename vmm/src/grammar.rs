@@ -404,18 +404,204 @@ pub fn nearest(given: &str, candidates: &[&'static str]) -> Option<&'static str>
         .map(|(_, candidate)| candidate)
 }
 
-/// Levenshtein's distance, one row at a time.
+/// Insertions, deletions, substitutions and swaps of neighbours between two words.
 fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(row[j + 1] + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before = vec![0; b.len() + 1];
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for i in 0..a.len() {
+        let mut row = vec![i + 1; b.len() + 1];
+        for j in 0..b.len() {
+            let substitute = last[j] + usize::from(a[i] != b[j]);
+            row[j + 1] = substitute.min(last[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && a[i] == b[j - 1] && a[i - 1] == b[j] {
+                row[j + 1] = row[j + 1].min(before[j - 1] + 1);
+            }
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message<T: std::fmt::Debug>(result: Result<T, SpecError>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn properties_are_split_as_qemu_does() {
+        let mut properties =
+            Properties::parse("nvme,a=1,b,c=x,,y,d=,,,,e=a=b,f=,,,g", "driver").unwrap();
+        assert_eq!(properties.take_driver().unwrap().unwrap(), "nvme");
+        for (key, value) in [
+            ("a", "1"),
+            ("b", "on"),
+            ("c", "x,y"),
+            ("d", ",,e=a=b"),
+            ("f", ","),
+            ("g", "on"),
+        ] {
+            assert_eq!(
+                properties.take_text(key).unwrap().as_deref(),
+                Some(value),
+                "{key}"
+            );
+        }
+        assert_eq!(properties.take_text("none").unwrap(), None);
+        properties.finish(&[]).unwrap();
+    }
+
+    #[test]
+    fn empty_and_repeated_pieces_are_refused() {
+        let parse = |argument| message(Properties::parse(argument, "driver"));
+        let empty = "empty property (a comma in a value is written \",,\")";
+        for argument in ["", ",a=1", "nvme,", "nvme,=1", "nvme,a=1,"] {
+            assert_eq!(parse(argument), format!("{argument}: {empty}"));
+        }
+        assert_eq!(parse("nvme,a=1,b,a=1"), "nvme,a=1,b,a=1: a is given twice");
+        assert_eq!(
+            parse("nvme,driver=x"),
+            "nvme,driver=x: driver is given twice"
+        );
+    }
+
+    #[test]
+    fn numbers_take_no_sign_and_no_blank() {
+        let number = |text: &str| parse_number(text, 0..=u64::MAX).ok();
+        assert_eq!(number("0"), Some(0));
+        assert_eq!(number("0x1F"), Some(31));
+        assert_eq!(number("18446744073709551615"), Some(u64::MAX));
+        for text in [
+            "",
+            "0x",
+            "+1",
+            "-1",
+            " 1",
+            "1 ",
+            "1k",
+            "0x+1",
+            "1_0",
+            "18446744073709551616",
+            "٣",
+        ] {
+            assert_eq!(number(text), None, "{text}");
+        }
+        let expected = Err("must be a number from 2 to 5".to_owned());
+        assert_eq!(parse_number("6", 2..=5), expected);
+        assert_eq!(parse_number("1", 2..=5), expected);
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        for (text, bytes) in [
+            ("512", 512),
+            ("0x200", 512),
+            ("1K", 1 << 10),
+            ("3m", 3 << 20),
+            ("2G", 2 << 30),
+            ("16777215T", 0xff_ffff << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "K", "1KB", "1.5G", "-1", "0x1G", "1 G", "1P", "µ", "1µ"] {
+            assert_eq!(parse_size(text).unwrap_err(), SIZE_FORM, "{text}");
+        }
+        assert_eq!(
+            parse_size("16777216T").unwrap_err(),
+            "the size does not fit 64 bits"
+        );
+        for (bytes, text) in [
+            (0, "0"),
+            (1, "1"),
+            (1536, "1536"),
+            (2048, "2K"),
+            (1 << 50, "1024T"),
+        ] {
+            assert_eq!(format_size(bytes), text);
         }
     }
-    row[b.len()]
+
+    #[test]
+    fn ids_follow_qemus_rule() {
+        let longest = "a".repeat(MAX_ID_LEN);
+        for id in ["a", "Z9-._", &longest] {
+            check_id(id).unwrap();
+        }
+        for id in [
+            "",
+            "1a",
+            "_a",
+            "-a",
+            "a b",
+            "a/b",
+            "ä",
+            "a\0",
+            &format!("{longest}a"),
+        ] {
+            check_id(id).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_nobody_took_is_explained() {
+        let hints = [("old", "called new now"), ("zoned.", "not here")];
+        let finish = |argument: &str| {
+            let mut properties = Properties::parse(argument, "driver").unwrap();
+            properties.take_driver().unwrap();
+            properties.set_driver("d");
+            properties.take_text("serial").unwrap();
+            properties.take_text("model").unwrap();
+            properties.finish(&hints)
+        };
+        finish("d,serial=1").unwrap();
+        let unknown = "d,serail=1: unknown property \"serail\" of d (did you mean \"serial\"?); \
+                       allowed: model, serial";
+        assert_eq!(message(finish("d,serail=1")), unknown);
+        let unknown = "d,x: unknown property \"x\" of d; allowed: model, serial";
+        assert_eq!(message(finish("d,x")), unknown);
+        assert_eq!(message(finish("d,old=1")), "d,old=1: old: called new now");
+        assert_eq!(
+            message(finish("d,zoned.max=1")),
+            "d,zoned.max=1: zoned.max: not here"
+        );
+    }
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        let names = ["serial", "subsys", "nsid", "logical_block_size"];
+        for (given, expected) in [
+            ("serail", Some("serial")),
+            ("subsystem", Some("subsys")),
+            ("nsids", Some("nsid")),
+            ("logical-block-size", Some("logical_block_size")),
+            ("uuid", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(given, &names), expected, "{given}");
+        }
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("nvem", "nvme"), 1);
+        assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("abc", ""), 3);
+    }
+
+    #[test]
+    fn no_text_makes_the_grammar_panic() {
+        let alphabet = [",", "=", "a", "0x", "K", "é", "nvme", "\0", " "];
+        for mut number in 0..alphabet.len().pow(5) {
+            let mut text = String::new();
+            for _ in 0..5 {
+                text += alphabet[number % alphabet.len()];
+                number /= alphabet.len();
+            }
+            let _ = parse_size(&text);
+            let _ = check_id(&text);
+            if let Ok(properties) = Properties::parse(&text, "driver") {
+                assert!(properties.left.iter().all(|(key, _)| !key.is_empty()));
+            }
+        }
+    }
 }

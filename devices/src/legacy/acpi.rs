@@ -121,7 +121,7 @@ mod tests {
             let expected = usize::from(value & 0b0011_1100 == 0b0011_0100);
             assert_eq!(events.counts()[0] - before, expected, "{value:#x}");
         }
-        assert_eq!(events.counts(), [8, 0, 0]);
+        assert_eq!(events.counts(), [16, 0, 0]);
     }
 
     #[test]

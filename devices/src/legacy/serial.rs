@@ -152,3 +152,185 @@ impl BusDevice for SerialPort {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::legacy::testing::Line as TestLine;
+    use std::sync::atomic::Ordering;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    const INTERRUPT_ENABLE: u64 = 1;
+    const LINE_CONTROL: u64 = 3;
+    const LINE_STATUS: u64 = 5;
+    const LOOPBACK: u8 = 0x10;
+    const DATA_READY: u8 = 1;
+
+    /// An output whose bytes the test sees.
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn port() -> (Arc<TestLine>, Output, SerialPort) {
+        let (line, output) = (Arc::new(TestLine::default()), Output::default());
+        let port = SerialPort::new(line.clone(), Box::new(output.clone())).unwrap();
+        (line, output, port)
+    }
+
+    fn read(port: &SerialPort, offset: u64) -> u8 {
+        let mut byte = [0];
+        port.read(offset, &mut byte);
+        byte[0]
+    }
+
+    /// Whether `wants_input` was signalled since the last call.
+    fn wants_input(port: &SerialPort) -> bool {
+        port.wants_input().read().is_ok()
+    }
+
+    #[test]
+    fn transmits_and_keeps_nothing() {
+        let (_, output, port) = port();
+        for byte in b"hello" {
+            port.write(0, &[*byte]);
+        }
+        port.write(LINE_CONTROL, &[0x80]);
+        port.write(0, &[0x55]);
+        assert_eq!(read(&port, 0), 0x55, "the divisor latch");
+        port.write(LINE_CONTROL, &[3]);
+        assert_eq!(*output.0.lock().unwrap(), b"hello");
+        assert!(port.uart().serial.writer().is_empty());
+    }
+
+    #[test]
+    fn receives_with_interrupt() {
+        let (line, _, port) = port();
+        port.write(INTERRUPT_ENABLE, &[1]);
+        assert_eq!(port.enqueue(b"ab"), 2);
+        assert_eq!(line.0.load(Ordering::Relaxed), 1);
+        assert_eq!(read(&port, LINE_STATUS) & DATA_READY, DATA_READY);
+        assert_eq!([read(&port, 0), read(&port, 0)], *b"ab");
+        assert_eq!(read(&port, LINE_STATUS) & DATA_READY, 0);
+        assert!(!wants_input(&port), "nothing was refused");
+    }
+
+    #[test]
+    fn input_waits_for_a_guest_that_does_not_read() {
+        let (_, _, port) = port();
+        let input: Vec<u8> = (0..100).collect();
+        assert_eq!(port.enqueue(&input), 64);
+        for _ in 0..1_000 {
+            assert_eq!(port.enqueue(&[0; 4096]), 0);
+        }
+        for expected in 0..64 {
+            assert!(!wants_input(&port), "{expected}");
+            assert_eq!(read(&port, 0), expected);
+        }
+        assert!(wants_input(&port));
+        assert_eq!(read(&port, 0), 0);
+        assert!(!wants_input(&port), "said once");
+        assert_eq!(port.enqueue(&input[64..]), 36);
+        assert_eq!(read(&port, 0), 64);
+    }
+
+    #[test]
+    fn loopback_refuses_input_until_it_ends() {
+        let (_, output, port) = port();
+        port.write(MODEM_CONTROL.into(), &[LOOPBACK]);
+        port.write(0, b"x");
+        assert_eq!(read(&port, 0), b'x');
+        assert!(output.0.lock().unwrap().is_empty());
+        assert_eq!(port.enqueue(b"abc"), 0);
+        assert!(!wants_input(&port));
+        port.write(MODEM_CONTROL.into(), &[0]);
+        assert!(wants_input(&port));
+        assert_eq!(port.enqueue(b"abc"), 3);
+        for _ in 0..10_000 {
+            port.write(MODEM_CONTROL.into(), &[LOOPBACK]);
+            port.write(0, b"x");
+        }
+        assert_eq!(port.uart().serial.fifo_capacity(), 0, "never grows");
+    }
+
+    /// An output that waits for the test.
+    struct Blocked(mpsc::Sender<()>, mpsc::Receiver<()>);
+
+    impl Write for Blocked {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(()).unwrap();
+            self.1.recv_timeout(Duration::from_secs(60)).unwrap();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_blocked_output_does_not_block_the_input() {
+        let (entered, wait_entered) = mpsc::channel();
+        let (release, wait_release) = mpsc::channel();
+        let output = Box::new(Blocked(entered, wait_release));
+        let port = SerialPort::new(Arc::new(TestLine::default()), output).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| port.write(0, b"x"));
+            wait_entered.recv_timeout(Duration::from_secs(60)).unwrap();
+            assert_eq!(port.enqueue(b"abc"), 3);
+            assert_eq!(read(&port, 0), b'a');
+            release.send(()).unwrap();
+        });
+    }
+
+    /// An output that is gone.
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_broken_output_still_interrupts() {
+        let line = Arc::new(TestLine::default());
+        let port = SerialPort::new(line.clone(), Box::new(Broken)).unwrap();
+        port.write(INTERRUPT_ENABLE, &[2]);
+        let before = line.0.load(Ordering::Relaxed);
+        assert_eq!(read(&port, 2) & 0xf, 2);
+        port.write(0, b"x");
+        assert_eq!(line.0.load(Ordering::Relaxed), before + 1);
+    }
+
+    #[test]
+    fn no_access_of_any_size_at_any_offset_does_harm() {
+        let (_, output, port) = port();
+        for offset in (0..16).chain([0x100, u64::MAX]) {
+            for size in 0..=8 {
+                for value in [0, 0x10, 0x55, 0x80, 0xff] {
+                    port.write(offset, &vec![value; size]);
+                    let mut data = vec![0; size];
+                    port.read(offset, &mut data);
+                    assert!(size < 2 || data == vec![0xff; size]);
+                }
+            }
+        }
+        assert!(output.0.lock().unwrap().len() <= 5);
+    }
+}

@@ -153,3 +153,151 @@ fn stays_in_dword(offset: u64, len: usize) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::Bus;
+    use crate::pci::root::PciWindows;
+    use crate::pci::testing::{Device, Random};
+
+    fn root() -> Arc<PciRoot> {
+        let windows = PciWindows {
+            mmio32: 0xc000_0000..0xe000_0000,
+            mmio64: 0..0,
+        };
+        let root = Arc::new(PciRoot::new(Arc::new(Bus::new()), windows));
+        root.add(Some(3), Device::new(3)).unwrap();
+        root
+    }
+
+    /// CONFIG_ADDRESS for a function's dword.
+    fn address(bus: u8, slot: u8, function: u8, offset: u16) -> [u8; 4] {
+        let [register, _] = (offset & 0xfc).to_le_bytes();
+        [register, slot << 3 | function, bus, 0x80]
+    }
+
+    fn ecam_read(ecam: &Ecam, slot: u64, offset: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0x5a; len];
+        ecam.read(slot << 15 | offset, &mut data);
+        data
+    }
+
+    fn ports_read(ports: &ConfigPorts, slot: u8, offset: u16, len: usize) -> Vec<u8> {
+        ports.write(0, &address(0, slot, 0, offset));
+        let mut data = vec![0x5a; len];
+        ports.read(4 + u64::from(offset % 4), &mut data);
+        data
+    }
+
+    #[test]
+    fn both_ways_see_the_same() {
+        let (one, other) = (root(), root());
+        let (ecam, ports) = (Ecam::new(&one), ConfigPorts::new(other.clone()));
+        let other_ecam = Ecam::new(&other);
+        let mut random = Random(5);
+        for slot in [0, 3, 4] {
+            for len in [1, 2, 4] {
+                for offset in 0..256_u16 {
+                    let data = &random.bytes::<4>()[..len];
+                    // No reset, which would only hide differences.
+                    let data: Vec<u8> = data.iter().map(|byte| byte & 0x7f).collect();
+                    ecam.write(u64::from(slot) << 15 | u64::from(offset), &data);
+                    ports.write(0, &address(0, slot, 0, offset));
+                    ports.write(4 + u64::from(offset % 4), &data);
+
+                    let expected = ecam_read(&ecam, slot.into(), offset.into(), len);
+                    assert_eq!(ports_read(&ports, slot, offset, len), expected);
+                    let through_ecam = ecam_read(&other_ecam, slot.into(), offset.into(), len);
+                    assert_eq!(through_ecam, expected, "{slot} {offset:#x} {len}");
+                }
+            }
+        }
+        assert_eq!(ecam_read(&ecam, 3, 0, 4), [0x34, 0x12, 0x78, 0x56]);
+        assert_eq!(ports_read(&ports, 3, 0, 4), [0x34, 0x12, 0x78, 0x56]);
+        assert_eq!(ports_read(&ports, 3, 2, 2), [0x78, 0x56]);
+        assert_eq!(ports_read(&ports, 3, 1, 2), [0x12, 0x78]);
+    }
+
+    #[test]
+    fn what_is_not_there_reads_all_ones() {
+        let root = root();
+        let (ecam, ports) = (Ecam::new(&root), ConfigPorts::new(root));
+        for offset in [
+            3 << 15 | 1 << 12,
+            3 << 15 | 7 << 12,
+            4 << 15,
+            1 << 20,
+            u64::MAX - 3,
+        ] {
+            let mut data = [0; 4];
+            ecam.read(offset, &mut data);
+            assert_eq!(data, [0xff; 4], "{offset:#x}");
+            ecam.write(offset, &data);
+        }
+        for (bus, slot, function) in [(1, 3, 0), (255, 0, 0), (0, 3, 1), (0, 3, 7), (0, 31, 0)] {
+            ports.write(0, &address(bus, slot, function, 0));
+            let mut data = [0; 4];
+            ports.read(4, &mut data);
+            assert_eq!(data, [0xff; 4], "{bus} {slot} {function}");
+        }
+        let [a, b, c, _] = address(0, 3, 0, 0);
+        ports.write(0, &[a, b, c, 0]);
+        let mut data = [0; 4];
+        ports.read(4, &mut data);
+        assert_eq!(data, [0xff; 4], "not enabled");
+    }
+
+    #[test]
+    fn config_address_is_a_dword() {
+        let ports = ConfigPorts::new(root());
+        ports.write(0, &[0xff; 4]);
+        let mut dword = [0; 4];
+        ports.read(0, &mut dword);
+        assert_eq!(u32::from_le_bytes(dword), 0x80ff_fffc);
+        for (offset, data) in [
+            (0, &[0][..]),
+            (3, &[1]),
+            (1, &[6]),
+            (2, &[0, 0]),
+            (0, &[0; 8]),
+        ] {
+            ports.write(offset, data);
+            let mut dword = [0; 4];
+            ports.read(0, &mut dword);
+            assert_eq!(u32::from_le_bytes(dword), 0x80ff_fffc, "{offset}");
+        }
+        let mut byte = [0];
+        ports.read(1, &mut byte);
+        assert_eq!(byte, [0xff]);
+    }
+
+    #[test]
+    fn no_access_of_any_size_at_any_offset_does_harm() {
+        let root = root();
+        let (ecam, ports) = (Ecam::new(&root), ConfigPorts::new(root));
+        let mut random = Random(3);
+        for low in (0..0x110).chain(0xff0..0x1010).chain(0xf_fff0..0x10_0010) {
+            for len in 0..=8_usize {
+                let offset = 3 << 15 ^ low;
+                let mut data = random.bytes::<8>();
+                ecam.write(offset, &data[..len]);
+                ecam.read(offset, &mut data[..len]);
+                let whole = [1, 2, 4].contains(&len) && offset % 4 + len as u64 <= 4;
+                assert!(whole || data[..len].iter().all(|&byte| byte == 0xff));
+                ports.write(0, &address(0, 3, 0, u16::try_from(low & 0xff).unwrap()));
+                ports.write(low % 12, &data[..len]);
+                ports.read(low % 12, &mut data[..len]);
+            }
+        }
+    }
+
+    #[test]
+    fn ecam_outlives_its_root() {
+        let ecam = Ecam::new(&root());
+        let mut data = [0; 4];
+        ecam.read(0, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        ecam.write(0, &data);
+    }
+}

@@ -208,13 +208,7 @@ impl ConfigSpace {
     /// Sets the address of BAR `bar`, rounded down to a multiple of its size, as firmware does
     /// before boot. Without such a BAR, does nothing.
     pub fn set_bar(&mut self, bar: u8, address: u64) {
-        if self
-            .bar_sizes
-            .get(usize::from(bar))
-            .copied()
-            .flatten()
-            .is_some()
-        {
+        if let Some(Some(_size)) = self.bar_sizes.get(usize::from(bar)) {
             // The BAR's type bits and the address bits below its size are not writable.
             self.write(bar::register(bar), &address.to_le_bytes());
         }
@@ -352,4 +346,312 @@ fn last_pointer(bytes: &[u8]) -> u16 {
 /// `after`, if it differs from `before`.
 fn changed<T: Copy + PartialEq>(before: T, after: T) -> Option<T> {
     (before != after).then_some(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::testing::{BAR_SIZE, IDENTITY, MSIX, Random};
+
+    const MEMORY: u8 = 1 << 1;
+    const BUS_MASTER: u8 = 1 << 2;
+
+    fn endpoint() -> ConfigSpace {
+        ConfigSpace::endpoint(&IDENTITY, &[(0, BAR_SIZE)], &MSIX)
+    }
+
+    fn read32(space: &ConfigSpace, offset: u16) -> u32 {
+        let mut bytes = [0; 4];
+        space.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn write32(space: &mut ConfigSpace, offset: u16, value: u32) -> ConfigEffects {
+        space.write(offset, &value.to_le_bytes())
+    }
+
+    /// Offset of the capability `id`, found as software does.
+    fn capability(space: &ConfigSpace, id: u8) -> u16 {
+        let mut header = [0; 2];
+        let mut next = read32(space, CAPABILITIES_POINTER) & 0xff;
+        while next != 0 {
+            let offset = u16::try_from(next).unwrap();
+            space.read(offset, &mut header);
+            if header[0] == id {
+                return offset;
+            }
+            next = u32::from(header[1]);
+        }
+        panic!("no capability {id:#x}");
+    }
+
+    #[test]
+    fn says_who_it_is() {
+        let space = endpoint();
+        assert_eq!(read32(&space, 0x00), 0x5678_1234);
+        assert_eq!(read32(&space, 0x04), 0x0010_0000);
+        assert_eq!(read32(&space, 0x08), 0x0108_0203);
+        assert_eq!(read32(&space, 0x0c), 0);
+        assert_eq!(read32(&space, 0x2c), 0xdef0_9abc);
+        assert_eq!(read32(&space, 0x3c), 0);
+        assert_eq!(read32(&space, 0x100), 0, "no extended capabilities");
+
+        let bridge = ConfigSpace::new(&IDENTITY);
+        assert_eq!(read32(&bridge, 0x04), 0);
+        assert_eq!(read32(&bridge, 0x34), 0);
+        assert_eq!(bridge.msix_control(), MsixControl::new());
+        assert_eq!(bridge.power_state(), PowerState::D0);
+    }
+
+    #[test]
+    fn lists_its_capabilities() {
+        let space = endpoint();
+        let power = capability(&space, 0x01);
+        assert_eq!(read32(&space, power) >> 16, 0x0003);
+        assert_eq!(read32(&space, power + 4), 0x0008, "D0, no soft reset");
+        let express = capability(&space, 0x10);
+        assert_eq!(read32(&space, express) >> 16, 0x0092, "v2, type 9");
+        assert_eq!(read32(&space, express + 4), 1 << 28 | 1 << 15);
+        assert_eq!(read32(&space, express + 8), 0x2810);
+        let msix = capability(&space, 0x11);
+        assert_eq!(read32(&space, msix) >> 16, 128);
+        assert_eq!(read32(&space, msix + 4), 0x2000);
+        assert_eq!(read32(&space, msix + 8), 0x3000);
+    }
+
+    #[test]
+    fn two_msix_places_in_other_bars() {
+        let layout = MsixLayout {
+            vectors: 2048,
+            table_bar: 2,
+            table_offset: 8,
+            pba_bar: 4,
+            pba_offset: 0x1_0000,
+        };
+        let space = ConfigSpace::endpoint(&IDENTITY, &[(2, 16), (4, 1 << 33)], &layout);
+        let msix = capability(&space, 0x11);
+        assert_eq!(read32(&space, msix) >> 16, 2047);
+        assert_eq!(read32(&space, msix + 4), 8 | 2);
+        assert_eq!(read32(&space, msix + 8), 0x1_0000 | 4);
+    }
+
+    #[test]
+    #[should_panic(expected = "share a register")]
+    fn bars_have_two_registers_each() {
+        let _ = ConfigSpace::endpoint(&IDENTITY, &[(0, 1 << 40), (1, 16)], &MSIX);
+    }
+
+    #[test]
+    fn sizes_bars() {
+        for size in [16, 4096, BAR_SIZE, 1 << 32, 1 << 33] {
+            let mut space = ConfigSpace::endpoint(&IDENTITY, &[(2, size)], &MSIX);
+            write32(&mut space, 0x18, u32::MAX);
+            write32(&mut space, 0x1c, u32::MAX);
+            let low = read32(&space, 0x18);
+            let high = read32(&space, 0x1c);
+            assert_eq!(low & 0xf, 4, "64-bit, not prefetchable");
+            let bits = u64::from(high) << 32 | u64::from(low & !0xf);
+            assert_eq!(bits, !(size - 1), "{size:#x}");
+            for absent in [0x10, 0x14, 0x20, 0x24] {
+                write32(&mut space, absent, u32::MAX);
+                assert_eq!(read32(&space, absent), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn bars_take_single_bytes() {
+        let mut space = endpoint();
+        space.write(COMMAND, &[MEMORY]);
+        for (i, byte) in (0..).zip(0x0000_1234_5678_8000_u64.to_le_bytes()) {
+            space.write(0x10 + i, &[byte]);
+        }
+        assert_eq!(space.bar_window(0), Some((0x1234_5678_8000, BAR_SIZE)));
+        space.write(0x13, &[0x99]);
+        assert_eq!(space.bar_window(0), Some((0x1234_9978_8000, BAR_SIZE)));
+        space.write(0x11, &[0xff, 0]);
+        assert_eq!(space.bar_window(0), Some((0x1234_9900_c000, BAR_SIZE)));
+    }
+
+    #[test]
+    fn bars_answer_only_where_and_when_they_can() {
+        let mut space = endpoint();
+        let power = capability(&space, 0x01) + 4;
+        space.set_bar(0, 0xd000_1234);
+        space.set_bar(1, u64::MAX);
+        space.set_bar(200, u64::MAX);
+        assert_eq!(space.bar_window(0), None, "memory space is off");
+        space.write(COMMAND, &[MEMORY]);
+        assert_eq!(space.bar_window(0), Some((0xd000_0000, BAR_SIZE)));
+        for bar in [1, 2, 5, 6, 255] {
+            assert_eq!(space.bar_window(bar), None, "{bar}");
+        }
+        space.write(power, &[3]);
+        assert_eq!(space.bar_window(0), None, "D3hot");
+        space.write(power, &[0]);
+
+        let top = 1 << 46;
+        for (base, answers) in [
+            (0, false),
+            (0xa_0000, false),
+            (0xf_c000, false),
+            (0x10_0000, true),
+            (top - BAR_SIZE, true),
+            (top, false),
+            (1 << 63, false),
+            (u64::MAX, false),
+        ] {
+            space.set_bar(0, base);
+            assert_eq!(space.bar_window(0).is_some(), answers, "{base:#x}");
+        }
+    }
+
+    #[test]
+    fn command_bits_and_their_effects() {
+        let mut space = endpoint();
+        let effects = write32(&mut space, COMMAND, u32::MAX);
+        assert_eq!(read32(&space, COMMAND), 0x0010_0546);
+        let command = effects.command.unwrap();
+        assert!(command.memory_space() && command.bus_master() && !command.io_space());
+        assert!(space.bus_master());
+        let effects = space.write(COMMAND, &[0xff, 0xff]);
+        assert_eq!(effects, ConfigEffects::default(), "nothing changed");
+        let effects = space.write(COMMAND, &[BUS_MASTER]);
+        let command = effects.command.unwrap();
+        assert!(!command.memory_space() && command.bus_master());
+        assert_eq!(
+            read32(&space, COMMAND),
+            0x0010_0504,
+            "the high byte is kept"
+        );
+        let effects = space.write(COMMAND + 1, &[0]);
+        assert_eq!(effects.command, Some(space.command()));
+        space.write(STATUS, &[0xff, 0xff]);
+        assert_eq!(read32(&space, COMMAND), 0x0010_0004);
+    }
+
+    #[test]
+    fn msix_control_effects() {
+        let mut space = endpoint();
+        let control = capability(&space, 0x11) + 2;
+        let effects = space.write(control, &[0xff, 0xff]);
+        let value = effects.msix_control.unwrap();
+        assert!(value.enable() && value.function_mask());
+        assert_eq!(value.table_size(), 128);
+        assert_eq!(space.msix_control(), value);
+        assert_eq!(space.write(control, &[0]), ConfigEffects::default());
+        let effects = space.write(control + 1, &[0x80]);
+        let value = effects.msix_control.unwrap();
+        assert!(value.enable() && !value.function_mask());
+        // The dword that Linux writes, with the identifier and pointer in its low half.
+        let effects = write32(&mut space, control - 2, 0);
+        assert!(!effects.msix_control.unwrap().enable());
+        assert_eq!(capability(&space, 0x11) + 2, control);
+    }
+
+    #[test]
+    fn power_states() {
+        let mut space = endpoint();
+        let control = capability(&space, 0x01) + 4;
+        space.write(COMMAND, &[BUS_MASTER]);
+        for unsupported in [1, 2] {
+            assert_eq!(
+                space.write(control, &[unsupported]),
+                ConfigEffects::default()
+            );
+            assert_eq!(read32(&space, control), 8);
+        }
+        let effects = write32(&mut space, control, u32::MAX);
+        assert_eq!(effects.power_state, Some(PowerState::D3Hot));
+        assert_eq!(read32(&space, control), 0xb);
+        assert!(!space.bus_master());
+        space.write(control, &[1]);
+        assert_eq!(space.power_state(), PowerState::D3Hot);
+        let effects = space.write(control, &[0]);
+        assert_eq!(effects.power_state, Some(PowerState::D0));
+        assert!(space.bus_master());
+    }
+
+    #[test]
+    fn function_level_reset() {
+        let mut space = endpoint();
+        let power_on = space.clone();
+        let control = capability(&space, 0x10) + 8;
+        for (offset, data) in [
+            (control, &[0, 0x80][..]),
+            (control + 1, &[0x80]),
+            (control, &[0, 0x80, 0, 0]),
+            (control - 4, &[0, 0, 0, 0, 0, 0xff, 0, 0]),
+        ] {
+            assert!(space.write(offset, data).function_level_reset);
+        }
+        for (offset, data) in [
+            (control, &[0x80][..]),
+            (control, &[0xff, 0x7f]),
+            (control + 2, &[0xff; 8]),
+            (control + 1, &[]),
+        ] {
+            assert!(!space.write(offset, data).function_level_reset);
+        }
+        let mut value = [0; 2];
+        space.read(control, &mut value);
+        assert_eq!(value[1] & 0x80, 0, "reads 0");
+
+        space.write(COMMAND, &[0xff, 0xff]);
+        space.set_bar(0, 0xd000_0000);
+        space.write(capability(&space, 0x11) + 2, &[0xff, 0xff]);
+        space.write(capability(&space, 0x01) + 4, &[3]);
+        space.reset();
+        assert_eq!(space.bytes, power_on.bytes);
+        assert_eq!(space.bar_window(0), None);
+    }
+
+    /// The registers of an endpoint that software can change at all.
+    fn is_changeable(space: &ConfigSpace, position: usize) -> bool {
+        let [power, express, msix] = [0x01, 0x10, 0x11].map(|id| capability(space, id));
+        let position = u16::try_from(position).unwrap();
+        matches!(position, 0x04 | 0x05 | 0x11..=0x17 | 0x3c)
+            || [
+                power + 4,
+                express + 8,
+                express + 9,
+                express + 0x28,
+                msix + 3,
+            ]
+            .contains(&position)
+    }
+
+    #[test]
+    fn no_access_of_any_size_at_any_offset_does_harm() {
+        let mut space = endpoint();
+        let power_on = space.clone();
+        let mut random = Random(99);
+        let size = u16::try_from(SIZE).unwrap();
+        for offset in (0..size + 16).chain(u16::MAX - 16..=u16::MAX) {
+            for len in 0..=9 {
+                let before = space.bytes.clone();
+                space.write(offset, &random.bytes::<9>()[..len]);
+                let written = usize::from(offset)..usize::from(offset) + len;
+                let start = written.start.min(SIZE);
+                let end = written.end.min(SIZE);
+                assert_eq!(space.bytes[..start], before[..start], "{offset:#x} {len}");
+                assert_eq!(space.bytes[end..], before[end..], "{offset:#x} {len}");
+                for position in (start..end).filter(|p| !is_changeable(&space, *p)) {
+                    assert_eq!(space.bytes[position], before[position], "{position:#x}");
+                }
+                let mut data = [0x5a; 9];
+                space.read(offset, &mut data[..len]);
+                for (position, byte) in written.zip(data) {
+                    assert_eq!(byte, space.bytes.get(position).copied().unwrap_or(0xff));
+                }
+                let _ = (
+                    space.bar_window(0),
+                    space.msix_control(),
+                    space.bus_master(),
+                );
+            }
+        }
+        space.reset();
+        assert_eq!(space.bytes, power_on.bytes);
+    }
 }

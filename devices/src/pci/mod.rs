@@ -18,6 +18,8 @@ pub mod config;
 mod host_bridge;
 pub mod msix;
 pub mod root;
+#[cfg(test)]
+mod testing;
 
 /// A PCI function as the root sees it: a single-function device in one slot of bus 0.
 pub trait PciDevice: Send + Sync {

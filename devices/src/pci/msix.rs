@@ -264,3 +264,303 @@ fn locate(offset: u64, len: usize, vectors: u16) -> Option<(u16, usize)> {
     let position = usize::try_from(offset % ENTRY).ok()?;
     Some((vector, position))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::testing::{Group, Random};
+    use std::sync::atomic::AtomicU64;
+    use std::time::{Duration, Instant};
+
+    fn msix(vectors: u16) -> (Arc<Group>, Msix) {
+        let group = Group::new(vectors);
+        (group.clone(), Msix::new(vectors, group))
+    }
+
+    /// Offset of the vector control of `vector`.
+    fn control(vector: u16) -> u64 {
+        u64::from(vector) * ENTRY + 12
+    }
+
+    fn set_mask(msix: &Msix, vector: u16, masked: bool) {
+        msix.write_table(control(vector), &u32::from(masked).to_le_bytes());
+    }
+
+    fn is_pending(msix: &Msix, vector: u16) -> bool {
+        let mut qword = [0; 8];
+        msix.read_pba(u64::from(vector / 64) * 8, &mut qword);
+        u64::from_le_bytes(qword) >> (vector % 64) & 1 == 1
+    }
+
+    #[test]
+    fn masks_hold_back_and_deliver_once() {
+        for case in 0..8 {
+            let [enable, function_mask, masked] = [1, 2, 4].map(|bit| case & bit != 0);
+            let (group, msix) = msix(2);
+            msix.set_control(enable, function_mask);
+            set_mask(&msix, 1, masked);
+            for _ in 0..3 {
+                msix.trigger(1);
+            }
+            let delivers = enable && !function_mask && !masked;
+            let expected = if delivers { vec![1; 3] } else { vec![] };
+            assert_eq!(group.take_delivered(), expected, "case {case}");
+            assert_eq!(is_pending(&msix, 1), !delivers, "case {case}");
+
+            msix.set_control(true, false);
+            set_mask(&msix, 1, false);
+            let expected = if delivers { vec![] } else { vec![1] };
+            assert_eq!(group.take_delivered(), expected, "case {case}");
+            assert!(!is_pending(&msix, 1), "case {case}");
+            msix.trigger(1);
+            assert_eq!(group.take_delivered(), [1], "case {case}");
+        }
+    }
+
+    #[test]
+    fn each_mask_alone_holds_back_what_was_routed() {
+        let hold: [fn(&Msix); 3] = [
+            |msix| msix.set_control(true, true),
+            |msix| msix.set_control(false, false),
+            |msix| set_mask(msix, 0, true),
+        ];
+        for (case, hold) in hold.into_iter().enumerate() {
+            let (group, msix) = msix(1);
+            set_mask(&msix, 0, false);
+            msix.set_control(true, false);
+            hold(&msix);
+            assert_eq!(group.state.lock().unwrap().vectors[0].route, None, "{case}");
+            msix.trigger(0);
+            assert!(is_pending(&msix, 0), "{case}");
+            assert!(group.take_delivered().is_empty(), "{case}");
+            msix.set_control(true, false);
+            set_mask(&msix, 0, false);
+            assert_eq!(group.take_delivered(), [0], "{case}");
+        }
+    }
+
+    #[test]
+    fn messages_reach_the_group_as_written() {
+        let (group, msix) = msix(3);
+        msix.set_control(true, false);
+        msix.write_table(16, &0x1_fee0_1007_u64.to_le_bytes());
+        msix.write_table(24, &0x4041_u64.to_le_bytes());
+        msix.trigger(1);
+        let message = MsiMessage {
+            address: 0x1_fee0_1004,
+            data: 0x4041,
+        };
+        assert_eq!(group.state.lock().unwrap().delivered, [(1, message)]);
+        let mut entry = [0; 8];
+        msix.read_table(16, &mut entry);
+        assert_eq!(u64::from_le_bytes(entry), 0x1_fee0_1004);
+        let mut data = [0; 4];
+        msix.read_table(24, &mut data);
+        assert_eq!(u32::from_le_bytes(data), 0x4041);
+    }
+
+    #[test]
+    fn changes_come_in_one_batch() {
+        let (group, msix) = msix(100);
+        for vector in 0..100 {
+            msix.write_table(u64::from(vector) * ENTRY, &[0; 8]);
+            msix.write_table(
+                u64::from(vector) * ENTRY + 8,
+                &u32::from(vector).to_le_bytes(),
+            );
+            if vector < 90 {
+                set_mask(&msix, vector, false);
+            }
+        }
+        assert!(group.take_updates().is_empty(), "MSI-X is off");
+
+        let sizes = || -> Vec<usize> { group.take_updates().iter().map(Vec::len).collect() };
+        msix.set_control(true, true);
+        assert!(sizes().is_empty());
+        msix.set_control(true, false);
+        assert_eq!(sizes(), [90]);
+        msix.set_control(true, false);
+        assert!(sizes().is_empty());
+        set_mask(&msix, 95, false);
+        assert_eq!(sizes(), [1]);
+        msix.write_table(99 * ENTRY + 8, &7_u32.to_le_bytes());
+        assert!(sizes().is_empty(), "vector 99 is masked");
+        msix.write_table(5 * ENTRY + 8, &7_u32.to_le_bytes());
+        assert_eq!(sizes(), [1], "vector 5 is not");
+        msix.write_table(5 * ENTRY + 8, &7_u32.to_le_bytes());
+        assert!(sizes().is_empty(), "the same message");
+        msix.set_control(true, true);
+        assert_eq!(sizes(), [91]);
+        msix.set_control(false, false);
+        assert!(sizes().is_empty());
+    }
+
+    #[test]
+    fn a_failed_route_keeps_the_event() {
+        let (group, msix) = msix(1);
+        set_mask(&msix, 0, false);
+        group.state.lock().unwrap().fail_updates = true;
+        msix.set_control(true, false);
+        msix.trigger(0);
+        assert!(is_pending(&msix, 0));
+        group.state.lock().unwrap().fail_updates = false;
+        msix.set_control(true, false);
+        assert_eq!(group.take_delivered(), [0]);
+        assert!(!is_pending(&msix, 0));
+    }
+
+    #[test]
+    fn reset_forgets_everything() {
+        let (group, msix) = msix(2);
+        for vector in 0..2_u16 {
+            msix.write_table(u64::from(vector) * ENTRY, &[0xff; 8]);
+        }
+        set_mask(&msix, 0, false);
+        msix.trigger(1);
+        msix.set_control(true, false);
+        group.take_updates();
+        msix.reset();
+        assert_eq!(group.take_updates(), [vec![(0, None)]]);
+        assert!(!is_pending(&msix, 1));
+        let mut entry = [0xff; 8];
+        msix.read_table(16, &mut entry);
+        assert_eq!(entry, [0; 8]);
+        msix.read_table(24, &mut entry);
+        assert_eq!(entry, [0, 0, 0, 0, 1, 0, 0, 0]);
+
+        msix.set_control(true, false);
+        set_mask(&msix, 0, false);
+        set_mask(&msix, 1, false);
+        assert!(group.take_delivered().is_empty());
+    }
+
+    #[test]
+    fn reset_forgets_what_the_group_holds() {
+        let (group, msix) = msix(1);
+        // As a trigger that read "routed" just before a mask would.
+        group.trigger(0);
+        msix.reset();
+        msix.set_control(true, false);
+        set_mask(&msix, 0, false);
+        assert!(group.take_delivered().is_empty());
+    }
+
+    #[test]
+    fn pending_bits_of_2048_vectors() {
+        let (_, msix) = msix(MAX_VECTORS);
+        let pending = [0, 1, 7, 8, 63, 64, 1000, 2047];
+        for vector in pending {
+            msix.trigger(vector);
+        }
+        for vector in [2048, u16::MAX] {
+            msix.trigger(vector);
+        }
+        for vector in 0..MAX_VECTORS {
+            assert_eq!(
+                is_pending(&msix, vector),
+                pending.contains(&vector),
+                "{vector}"
+            );
+        }
+        let mut dword = [0; 4];
+        msix.read_pba(4, &mut dword);
+        assert_eq!(dword, [0, 0, 0, 0x80]);
+        msix.read_pba(256, &mut dword);
+        assert_eq!(dword, [0xff; 4], "beyond the end");
+        msix.read_table(2047 * ENTRY + 12, &mut dword);
+        assert_eq!(dword, [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn no_access_of_any_size_at_any_offset_does_harm() {
+        let (_, msix) = msix(5);
+        msix.set_control(true, false);
+        let mut random = Random(1);
+        let near = 0..5 * ENTRY + 32;
+        for offset in near.chain(u64::MAX - 16..=u64::MAX) {
+            for size in 0..=16 {
+                let valid = |end| {
+                    [4, 8].contains(&size)
+                        && offset % size as u64 == 0
+                        && offset
+                            .checked_add(size as u64)
+                            .is_some_and(|last| last <= end)
+                };
+                let before = whole_table(&msix);
+                let data = random.bytes::<16>();
+                msix.write_table(offset, &data[..size]);
+                if !valid(5 * ENTRY) {
+                    assert_eq!(whole_table(&msix), before, "{offset:#x} {size}");
+                }
+                let mut read = [0x5a; 16];
+                msix.read_table(offset, &mut read[..size]);
+                if !valid(5 * ENTRY) {
+                    assert!(read[..size].iter().all(|&b| b == 0xff));
+                }
+                read.fill(0);
+                msix.read_pba(offset, &mut read[..size]);
+                let expected = if valid(8) { 0 } else { 0xff };
+                assert!(read[..size].iter().all(|&b| b == expected));
+            }
+        }
+    }
+
+    fn whole_table(msix: &Msix) -> Vec<[u8; 8]> {
+        let qwords = u64::from(msix.vectors()) * ENTRY / 8;
+        (0..qwords)
+            .map(|i| {
+                let mut qword = [0; 8];
+                msix.read_table(i * 8, &mut qword);
+                qword
+            })
+            .collect()
+    }
+
+    /// Devices post an event, trigger and wait until the guest's interrupt handler has seen it,
+    /// while the guest masks in every way: one lost interrupt and a device waits in vain.
+    #[test]
+    fn concurrent_masks_lose_no_interrupt() {
+        const VECTORS: usize = 3;
+        const EVENTS: u64 = 1_000_000;
+        let posted: Arc<[AtomicU64; VECTORS]> = Arc::default();
+        let seen: Arc<[AtomicU64; VECTORS]> = Arc::default();
+        let handler = {
+            let (posted, seen) = (posted.clone(), seen.clone());
+            move |vector: u16| {
+                let vector = usize::from(vector);
+                seen[vector].store(posted[vector].load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        };
+        let vectors = u16::try_from(VECTORS).unwrap();
+        let msix = Msix::new(vectors, Group::with_handler(vectors, Box::new(handler)));
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let device = |vector: u16| {
+            for event in 1..=EVENTS {
+                posted[usize::from(vector)].store(event, Ordering::Relaxed);
+                msix.trigger(vector);
+                while seen[usize::from(vector)].load(Ordering::Relaxed) < event {
+                    assert!(
+                        Instant::now() < deadline,
+                        "event {event} of {vector} is lost"
+                    );
+                    std::thread::yield_now();
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let device = &device;
+            let start = |vector| scope.spawn(move || device(vector));
+            let devices: Vec<_> = (0..vectors).map(start).collect();
+            let mut random = Random(7);
+            while !devices.iter().all(|device| device.is_finished()) {
+                let roll = random.next() >> 32;
+                let vector = u16::try_from(roll % 3).unwrap();
+                match roll / 3 % 4 {
+                    0 => msix.set_control(roll & 64 != 0, roll & 128 != 0),
+                    1 => msix.set_control(true, false),
+                    _ => set_mask(&msix, vector, roll & 64 != 0),
+                }
+            }
+        });
+    }
+}

@@ -322,3 +322,265 @@ impl BusDevice for BarWindow {
         self.device.write_bar(self.index, offset, data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::testing::{BAR_SIZE, Device};
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    const START: u64 = 0xc000_0000;
+    const COMMAND: u16 = 4;
+    const MEMORY: [u8; 1] = [2];
+
+    fn root() -> (Arc<Bus>, Arc<PciRoot>) {
+        let mmio = Arc::new(Bus::new());
+        let windows = PciWindows {
+            mmio32: START..0xe000_0000,
+            mmio64: 1 << 40..1 << 41,
+        };
+        (mmio.clone(), Arc::new(PciRoot::new(mmio, windows)))
+    }
+
+    /// The tag of the device that answers at `address`.
+    fn tag(mmio: &Bus, address: u64) -> Option<u8> {
+        let mut byte = [0];
+        mmio.read(address, &mut byte).then_some(byte[0])
+    }
+
+    fn set_bar(root: &PciRoot, slot: u8, address: u64) {
+        let bytes = address.to_le_bytes();
+        root.write_config(slot, 0x10, &bytes[..4]);
+        root.write_config(slot, 0x14, &bytes[4..]);
+    }
+
+    #[test]
+    fn names_and_slots() {
+        assert_eq!(bdf(3), "0000:00:03.0");
+        assert_eq!(bdf(31), "0000:00:1f.0");
+        let (_, root) = root();
+        assert_eq!(root.add(None, Device::new(1)), Ok(1));
+        assert_eq!(root.add(Some(3), Device::new(3)), Ok(3));
+        assert_eq!(root.add(None, Device::new(2)), Ok(2));
+        assert_eq!(root.add(None, Device::new(4)), Ok(4));
+        for (slot, error) in [
+            (0, PciError::SlotInUse { slot: 0 }),
+            (3, PciError::SlotInUse { slot: 3 }),
+            (32, PciError::NoSuchSlot { slot: 32 }),
+            (255, PciError::NoSuchSlot { slot: 255 }),
+        ] {
+            assert_eq!(root.add(Some(slot), Device::new(9)), Err(error));
+        }
+        assert!(root.device(5).is_none() && root.device(255).is_none());
+        for slot in 5..32 {
+            assert_eq!(root.add(None, Device::new(slot)), Ok(slot));
+        }
+        assert_eq!(root.add(None, Device::new(9)), Err(PciError::Full));
+        assert!(root.remove(0).is_none() && root.device(0).is_some());
+        assert!(root.remove(7).is_some() && root.remove(7).is_none());
+        assert!(root.remove(255).is_none());
+        assert_eq!(root.add(None, Device::new(7)), Ok(7));
+    }
+
+    #[test]
+    fn host_bridge_looks_like_one() {
+        let (_, root) = root();
+        let mut dword = [0; 4];
+        root.read_config(0, 0, &mut dword);
+        assert_eq!(u32::from_le_bytes(dword), 0x0d57_8086);
+        root.read_config(0, 8, &mut dword);
+        assert_eq!(u32::from_le_bytes(dword), 0x0600_0000);
+        root.write_config(0, 0x10, &[0xff; 4]);
+        root.read_config(0, 0x10, &mut dword);
+        assert_eq!(dword, [0; 4]);
+        root.read_config(9, 0, &mut dword);
+        assert_eq!(dword, [0xff; 4], "an empty slot");
+        root.write_config(9, 0, &dword);
+    }
+
+    #[test]
+    fn bars_get_places_and_answer_once_enabled() {
+        let (mmio, root) = root();
+        let (first, second) = (Device::new(1), Device::new(2));
+        root.add(None, first.clone()).unwrap();
+        root.add(None, second.clone()).unwrap();
+        assert_eq!(tag(&mmio, START), None);
+        assert!(first.take_moves().is_empty());
+        assert!(first.log.lock().unwrap().effects.is_empty());
+
+        root.write_config(1, COMMAND, &MEMORY);
+        root.write_config(2, COMMAND, &MEMORY);
+        assert_eq!(first.take_moves(), [(0, Some(START))]);
+        assert_eq!(second.take_moves(), [(0, Some(START + BAR_SIZE))]);
+        assert_eq!(tag(&mmio, START), Some(1));
+        assert_eq!(tag(&mmio, START + BAR_SIZE - 1), Some(1));
+        assert_eq!(tag(&mmio, START + BAR_SIZE), Some(2));
+        assert_eq!(tag(&mmio, START + 2 * BAR_SIZE), None);
+        assert!(mmio.write(START + 0x1008, &[7; 4]));
+        let written = first.log.lock().unwrap().last_write.take();
+        assert_eq!(written, Some((0x1008, vec![7; 4])));
+
+        root.write_config(1, COMMAND, &[0]);
+        assert_eq!(first.take_moves(), [(0, None)]);
+        assert_eq!(tag(&mmio, START), None);
+    }
+
+    #[test]
+    fn a_guest_can_move_bars() {
+        let (mmio, root) = root();
+        let device = Device::new(1);
+        root.add(None, device.clone()).unwrap();
+        root.write_config(1, COMMAND, &MEMORY);
+        device.take_moves();
+        let above = (1 << 40) + 0x8000;
+        set_bar(&root, 1, above);
+        // Between the two halves of the address the BAR was below 1 MiB, nowhere.
+        assert_eq!(device.take_moves(), [(0, None), (0, Some(above))]);
+        assert_eq!(tag(&mmio, START), None);
+        assert_eq!(tag(&mmio, above), Some(1));
+        for outside in [0, 0x1000_0000, 0xe000_0000, 1 << 41, 1 << 45, u64::MAX] {
+            set_bar(&root, 1, outside);
+            assert_eq!(tag(&mmio, outside & !(BAR_SIZE - 1)), None, "{outside:#x}");
+        }
+        device.take_moves();
+        set_bar(&root, 1, 0xdfff_c000);
+        assert_eq!(device.take_moves(), [(0, Some(0xdfff_c000))]);
+        root.write_config(1, 0x3c, &[5]);
+        assert!(device.take_moves().is_empty());
+    }
+
+    #[test]
+    fn a_taken_place_answers_for_its_owner_until_free() {
+        let (mmio, root) = root();
+        let (first, second) = (Device::new(1), Device::new(2));
+        for device in [first.clone(), second.clone()] {
+            let slot = root.add(None, device).unwrap();
+            root.write_config(slot, COMMAND, &MEMORY);
+        }
+        first.take_moves();
+        second.take_moves();
+        set_bar(&root, 2, START);
+        assert_eq!(second.take_moves(), [(0, None)]);
+        assert_eq!(tag(&mmio, START), Some(1));
+        assert_eq!(tag(&mmio, START + BAR_SIZE), None);
+
+        set_bar(&root, 1, START + BAR_SIZE);
+        assert_eq!(first.take_moves(), [(0, None), (0, Some(START + BAR_SIZE))]);
+        assert_eq!(second.take_moves(), [(0, Some(START))]);
+        assert_eq!(tag(&mmio, START), Some(2));
+        assert_eq!(tag(&mmio, START + BAR_SIZE), Some(1));
+
+        set_bar(&root, 1, START);
+        root.remove(2).unwrap();
+        assert_eq!(tag(&mmio, START), Some(1));
+    }
+
+    #[test]
+    fn function_level_reset_takes_bars_off_the_bus() {
+        let (mmio, root) = root();
+        let device = Device::new(1);
+        root.add(None, device.clone()).unwrap();
+        root.write_config(1, COMMAND, &MEMORY);
+        device.take_moves();
+        root.write_config(1, 0x48 + 8, &[0, 0x80]);
+        assert_eq!(device.take_moves(), [(0, None)]);
+        assert_eq!(tag(&mmio, START), None);
+        set_bar(&root, 1, START);
+        root.write_config(1, COMMAND, &MEMORY);
+        assert_eq!(device.take_moves(), [(0, Some(START))]);
+    }
+
+    #[test]
+    fn removal_lets_go_of_device_and_place() {
+        let (mmio, root) = root();
+        let device = Device::new(1);
+        root.add(None, device.clone()).unwrap();
+        root.add(None, Device::new(2)).unwrap();
+        root.write_config(1, COMMAND, &MEMORY);
+        drop(root.remove(1).unwrap());
+        assert_eq!(Arc::strong_count(&device), 1);
+        assert_eq!(device.take_moves(), [(0, Some(START)), (0, None)]);
+        assert_eq!(tag(&mmio, START), None);
+        let mut word = [0; 2];
+        root.read_config(1, 0, &mut word);
+        assert_eq!(word, [0xff; 2]);
+
+        root.add(Some(9), Device::new(9)).unwrap();
+        root.write_config(9, COMMAND, &MEMORY);
+        assert_eq!(tag(&mmio, START), Some(9), "the place is used again");
+    }
+
+    #[test]
+    fn no_room_is_an_error_that_leaves_nothing() {
+        let (_, root) = root();
+        let large = Device::with_bars(1, &[(0, 1 << 28), (2, 1 << 28)]);
+        assert_eq!(root.add(None, large), Ok(1));
+        let error = PciError::NoRoom {
+            bar: 0,
+            size: BAR_SIZE,
+            start: START,
+            end: 0xe000_0000,
+        };
+        assert_eq!(root.add(None, Device::new(2)), Err(error));
+        assert!(root.device(2).is_none());
+        root.remove(1).unwrap();
+        assert_eq!(root.add(None, Device::new(2)), Ok(1));
+    }
+
+    #[test]
+    fn first_fit_fills_gaps_and_survives_any_address() {
+        let window = 0x1000..0x10_0000;
+        let fit = |taken: &[(u64, u64)], size| first_fit(&mut taken.to_vec(), &window, size);
+        assert_eq!(fit(&[], 0x4000), Some(0x4000));
+        assert_eq!(fit(&[], 16), Some(0x1000));
+        assert_eq!(fit(&[(0x1000, 16)], 16), Some(0x2000));
+        assert_eq!(
+            fit(&[(0x9000, 0x1000), (0x4000, 0x4000)], 0x4000),
+            Some(0xc000)
+        );
+        assert_eq!(
+            fit(&[(0xc000, 0x4000), (0x4000, 0x4000)], 0x4000),
+            Some(0x8000)
+        );
+        assert_eq!(fit(&[(0, u64::MAX)], 16), None);
+        assert_eq!(fit(&[(u64::MAX - 5, 16), (0, 16)], 16), Some(0x1000));
+        assert_eq!(fit(&[], 0x10_0000), None);
+        assert_eq!(fit(&[], 1 << 63), None);
+        assert_eq!(first_fit(&mut [], &(0..0), 16), None);
+    }
+
+    /// One vCPU moves a BAR while others use it; the device takes a lock in each of its methods.
+    #[test]
+    fn moves_and_accesses_in_flight_do_not_deadlock() {
+        let (done, finished) = mpsc::channel();
+        let worker = thread::spawn(move || {
+            let (mmio, root) = root();
+            for tag in 1..=2 {
+                let slot = root.add(None, Device::new(tag)).unwrap();
+                root.write_config(slot, COMMAND, &MEMORY);
+            }
+            thread::scope(|scope| {
+                for slot in 1..=2 {
+                    let root = &root;
+                    scope.spawn(move || {
+                        for round in 0..2_000 {
+                            set_bar(root, slot, START + round % 3 * BAR_SIZE);
+                        }
+                    });
+                }
+                scope.spawn(|| {
+                    for round in 0..20_000 {
+                        let address = START + round % 3 * BAR_SIZE;
+                        mmio.write(address, &[0; 4]);
+                        assert!(matches!(tag(&mmio, address), None | Some(1 | 2)));
+                    }
+                });
+            });
+            done.send(()).unwrap();
+        });
+        finished.recv_timeout(Duration::from_secs(60)).unwrap();
+        worker.join().unwrap();
+    }
+}

@@ -1,5 +1,8 @@
 //! What every backend does the same way, with every kind of engine.
 
+// Sizes of at most a few MiB.
+#![allow(clippy::cast_possible_truncation)]
+
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -397,8 +400,8 @@ fn check_against_model(rig: &mut Rig, backend: &dyn Backend, seed: u64) {
     let mut random = Random(seed);
     let mut model = vec![0; SIZE as usize];
     let block = backend.block_size() as usize;
-    let all = rig.ram.slice(0, 1 << 20).unwrap();
-    for step in 0..120 {
+    let all = rig.ram.slice(0, 256 << 10).unwrap();
+    for step in 0..60 {
         let offset = random.below((SIZE as usize / block) as u64) as usize * block;
         let most = (SIZE as usize - offset).min(64 << 10) / block;
         let len = (1 + random.below(most as u64) as usize) * block;
@@ -445,7 +448,7 @@ fn check_against_model(rig: &mut Rig, backend: &dyn Backend, seed: u64) {
 fn random_requests_match_a_model() {
     for (seed, block_size) in [(1, 512), (2, 4096), (3, 512)] {
         for_each(block_size, |rig, backend| {
-            check_against_model(rig, backend, seed)
+            check_against_model(rig, backend, seed);
         });
     }
 }
@@ -542,6 +545,38 @@ fn threads_share_a_backend() {
                     });
                 }
             });
+        }
+    }
+}
+
+/// Run with `--ignored` and, for example, a loop device of at least 1 MiB.
+#[test]
+#[ignore = "overwrites the block device named in BERTH_TEST_BLOCK_DEVICE"]
+fn a_block_device_matches_the_model() {
+    let path = std::env::var("BERTH_TEST_BLOCK_DEVICE").unwrap();
+    match open(&file_config(path.as_ref(), CacheMode::None)).err() {
+        None => println!("has blocks of 512 bytes"),
+        Some(error @ OpenError::DirectBlockSize { needed: 4096, .. }) => println!("{error}"),
+        Some(error) => panic!("{error}"),
+    }
+    for cache in ["writeback", "none", "writethrough", "directsync", "unsafe"] {
+        let mut config = file_config(path.as_ref(), cache.parse().unwrap());
+        config.block_size = 4096;
+        for kind in KINDS {
+            let (mut rig, backend) = (Rig::new(kind), open(&config).unwrap());
+            let error = open(&config).err().unwrap();
+            assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+            println!(
+                "{} discard_zeroes={}",
+                backend.describe(),
+                backend.discard_zeroes()
+            );
+            let zero = Op::WriteZeroes {
+                unmap: false,
+                fua: false,
+            };
+            assert_eq!(rig.run(&*backend, zero, 0, SIZE, &[]), Ok(()));
+            check_against_model(&mut rig, &*backend, 4);
         }
     }
 }

@@ -44,6 +44,12 @@ impl Image {
         self.direct
     }
 
+    /// Any file that can be read, without the checks of an image.
+    #[cfg(test)]
+    pub fn unchecked(file: File, direct: Option<DirectAlign>) -> Arc<Self> {
+        Arc::new(Self { file, direct })
+    }
+
     /// Size now in bytes, of a file or block device. Its file position is not used otherwise.
     fn size(&self) -> io::Result<u64> {
         (&self.file).seek(SeekFrom::End(0))
@@ -164,3 +170,6 @@ impl Backend for FileBackend {
         engine.cancel_file(token)
     }
 }
+
+#[cfg(test)]
+mod tests;

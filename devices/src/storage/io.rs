@@ -332,3 +332,6 @@ fn last_errno() -> i32 {
     let errno = std::io::Error::last_os_error().raw_os_error();
     -errno.unwrap_or(libc::EIO)
 }
+
+#[cfg(test)]
+mod tests;

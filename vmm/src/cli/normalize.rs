@@ -152,10 +152,14 @@ impl State<'_> {
     fn unknown(&self, given: &str) -> CliError {
         let known: Vec<&'static str> = self.info.flags.iter().map(|flag| flag.long).collect();
         let near = did_you_mean(given, &known);
-        let problem = format!(
-            "unknown option{near}; see \"berth {} --help\"",
-            self.info.name
-        );
+        // The name of argh's top level is that of a type.
+        let name = Some(self.info.name).filter(|_| self.info.commands.is_empty());
+        let help: Vec<&str> = ["berth"]
+            .into_iter()
+            .chain(name)
+            .chain(["--help"])
+            .collect();
+        let problem = format!("unknown option{near}; see \"{}\"", help.join(" "));
         CliError::usage(given, problem)
     }
 }

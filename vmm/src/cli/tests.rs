@@ -1,1 +1,628 @@
-//! t
+//! Command lines, right and wrong, parsed in this process.
+
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::UnixListener;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::grammar::Problem;
+use crate::spec::BackendSpec;
+
+/// A directory with files of all kinds; its path is `DIR` in the tables.
+fn files() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for name in ["kernel", "a.img", "b,c.img", "base.in", "half.out"] {
+        fs::write(path(name), "content").unwrap();
+    }
+    fs::create_dir(path("dir")).unwrap();
+    for name in ["fifo", "good.in", "good.out", "half.in"] {
+        crate::control::sys::mkfifo(&path(name)).unwrap();
+    }
+    drop(UnixListener::bind(path("socket")).unwrap());
+    dir
+}
+
+/// Parses a line split at blanks, `DIR` replaced, an argument with blanks written with `~`.
+fn parse_in(dir: &TempDir, line: &str) -> Result<Invocation, CliError> {
+    let base = dir.path().to_str().unwrap();
+    let words = line.split_whitespace();
+    parse(words.map(|word| word.replace("DIR", base).replace('~', " ").into()))
+}
+
+fn config(line: &str) -> RunConfig {
+    let dir = files();
+    match parse_in(&dir, &format!("run --kernel DIR/kernel {line}")).unwrap() {
+        Invocation::Run(config) => *config,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn printed(line: &str) -> String {
+    match parse_in(&files(), line).unwrap() {
+        Invocation::Print(text) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Each line is refused with exactly this message and status.
+fn refused(status: u8, table: &[(&str, &str)]) {
+    let dir = files();
+    let base = dir.path().to_str().unwrap();
+    for (line, expected) in table {
+        let error = parse_in(&dir, line).expect_err(line);
+        assert_eq!(
+            error.to_string(),
+            expected.replace("DIR", base),
+            "berth {line}"
+        );
+        assert_eq!(error.status(), status, "berth {line}");
+    }
+}
+
+#[test]
+fn options_take_every_form() {
+    for line in [
+        "--memory 1G --cpus 4 -v -v --append a~b",
+        "--memory=1G --cpus=4 -vv --append=a~b",
+        "-m 1G --cpus 4 --verbose -v --append a~b",
+        "-m1G --cpus=4 -vv --append a~b",
+        "-vvm1024 --cpus 0x4 --append=a~b",
+        "-v -m=1024M -v --cpus 4 --append a~b",
+    ] {
+        let config = config(line);
+        assert_eq!(config.memory, 1 << 30, "{line}");
+        assert_eq!(config.cpus, 4, "{line}");
+        assert_eq!(config.verbosity, 2, "{line}");
+        assert_eq!(config.append, "a b", "{line}");
+    }
+}
+
+#[test]
+fn defaults_are_small() {
+    let config = config("");
+    let expected = RunConfig {
+        kernel: config.kernel.clone(),
+        initrd: None,
+        append: String::new(),
+        memory: 512 << 20,
+        cpus: 1,
+        disks: vec![],
+        devices: vec![],
+        control_pipe: None,
+        control_socket: None,
+        io_threads: 1,
+        com2: None,
+        verbosity: 0,
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn values_may_look_like_options() {
+    assert_eq!(config("--append=--kernel").append, "--kernel");
+    assert_eq!(config("--append --quiet=1").append, "--quiet=1");
+    assert_eq!(config("--append --").append, "--");
+    assert_eq!(config("--append=").append, "");
+    assert_eq!(
+        config("--append=root=/dev/nvme0n1").append,
+        "root=/dev/nvme0n1"
+    );
+}
+
+#[test]
+fn devices_and_disks_arrive_in_order() {
+    let config = config(
+        "--disk DIR/a.img,ro --disk DIR/b,,c.img,id=d --disk memory=1M --device nvme-subsys,id=s \
+         --device=nvme,id=c0,subsys=s --device nvme-ns,bus=s,null=1G --control-pipe DIR/good \
+         --control-socket DIR/socket --com2 DIR/new --io-threads 64 --initrd DIR/a.img",
+    );
+    assert_eq!(config.disks.len(), 3);
+    assert!(config.disks[0].disk.ro);
+    assert_eq!(config.disks[1].id.as_deref(), Some("d"));
+    let BackendSpec::File { path, .. } = &config.disks[1].disk.backend else {
+        panic!("no file")
+    };
+    assert!(path.ends_with("b,c.img"));
+    assert_eq!(config.disks[2].disk.backend, BackendSpec::Memory(1 << 20));
+    let drivers: Vec<_> = config.devices.iter().map(DeviceSpec::driver).collect();
+    assert_eq!(drivers, ["nvme-subsys", "nvme", "nvme-ns"]);
+    assert_eq!(config.io_threads, 64);
+    assert!(config.control_pipe.is_some() && config.control_socket.is_some());
+    assert!(config.com2.is_some() && config.initrd.is_some());
+}
+
+#[test]
+fn limits_are_inside() {
+    for (line, memory) in [
+        ("-m 64", 64 << 20),
+        ("-m 1T", 1 << 40),
+        ("-m 66M", 66 << 20),
+    ] {
+        assert_eq!(config(line).memory, memory);
+    }
+    assert_eq!(config("--cpus 64").cpus, 64);
+}
+
+#[test]
+fn ctl_leaves_the_command_alone() {
+    for line in [
+        "ctl --timeout 3 /p device_add nvme,id=x --help",
+        "ctl /p --timeout=3 device_add nvme,id=x --help",
+        "ctl --timeout 3 -- /p device_add nvme,id=x --help",
+        "ctl /p --timeout 3 -- device_add nvme,id=x --help",
+    ] {
+        let expected = CtlConfig {
+            path: "/p".into(),
+            command: "device_add nvme,id=x --help".into(),
+            timeout: Duration::from_secs(3),
+        };
+        assert_eq!(
+            parse_in(&files(), line).unwrap(),
+            Invocation::Ctl(expected),
+            "{line}"
+        );
+    }
+    let Invocation::Ctl(config) = parse_in(&files(), "ctl p help").unwrap() else {
+        panic!("no ctl")
+    };
+    assert_eq!(
+        (config.command.as_str(), config.timeout.as_secs()),
+        ("help", 10)
+    );
+}
+
+#[test]
+fn help_and_version_are_on_stdout() {
+    for line in ["-h", "--help", "help", "-Vh"] {
+        assert!(printed(line).starts_with("Usage: berth [-V]"), "{line}");
+    }
+    for line in [
+        "run -h",
+        "run --help",
+        "help run",
+        "run -vh",
+        "run --kernel x -h",
+    ] {
+        assert!(
+            printed(line).starts_with("Usage: berth run --kernel FILE"),
+            "{line}"
+        );
+    }
+    for line in ["ctl -h", "ctl p --help", "help ctl"] {
+        assert!(printed(line).starts_with("Usage: berth ctl "), "{line}");
+    }
+    for line in ["-V", "--version"] {
+        assert_eq!(
+            printed(line),
+            format!("berth {}\n", env!("CARGO_PKG_VERSION"))
+        );
+    }
+}
+
+#[test]
+fn help_names_every_property_and_status() {
+    let help = printed("run --help");
+    for driver in ["nvme-subsys,id=s", "nvme", "nvme-ns,null=1G"] {
+        let error = format!("{driver},bogus").parse::<DeviceSpec>().unwrap_err();
+        let Problem::UnknownKey { allowed, .. } = error.problem else {
+            panic!("{error}")
+        };
+        for key in allowed {
+            assert!(help.contains(key), "{key} of {driver}");
+        }
+    }
+    for status in ["  0 ", "  1 ", "  32 ", "  33 ", "  34 ", "  35 "] {
+        assert!(help.contains(status), "{status}");
+    }
+    for line in help.lines() {
+        assert!(line.chars().count() <= 105, "{line}");
+    }
+}
+
+const K: &str = "run --kernel DIR/kernel ";
+
+#[test]
+fn wrong_command_lines_are_refused() {
+    let nothing = "COMMAND: nothing to do; boot a guest with \"berth run --kernel FILE --disk FILE\", \
+                   control it with \"berth ctl PATH COMMAND\", or see \"berth --help\"";
+    refused(
+        35,
+        &[
+            ("", nothing),
+            (
+                "rum",
+                "rum: unknown command (did you mean \"run\"?); known: run, ctl; see \"berth --help\"",
+            ),
+            (
+                "DIR/kernel",
+                "DIR/kernel: unknown command; known: run, ctl; see \"berth --help\"",
+            ),
+            (
+                "help me",
+                "me: unknown command; known: run, ctl; see \"berth --help\"",
+            ),
+            (
+                "--verison",
+                "--verison: unknown option (did you mean \"--version\"?); see \"berth --help\"",
+            ),
+            ("-Vx", "-x: unknown option; see \"berth --help\""),
+            ("--", nothing),
+            ("-- run", "run: unexpected argument; see \"berth --help\""),
+            (
+                "run",
+                "--kernel: is missing; give a bzImage or an ELF kernel, --kernel FILE",
+            ),
+            ("run --kernel", "--kernel: its value is missing"),
+            (
+                "run --kernel --disk x",
+                "--kernel: its value is missing; --disk follows",
+            ),
+            ("run --kernel= ", "--kernel: the path is empty"),
+            ("run --kernel a --kernel=b", "--kernel: is given twice"),
+            ("run -m 1G --memory 1G", "--memory: is given twice"),
+            (
+                "run --kernl=x",
+                "--kernl: unknown option (did you mean \"--kernel\"?); see \"berth run --help\"",
+            ),
+            ("run -x", "-x: unknown option; see \"berth run --help\""),
+            ("run -vx", "-x: unknown option; see \"berth run --help\""),
+            ("run -m", "-m: its value is missing"),
+            ("run --verbose=2", "--verbose: takes no value"),
+            (
+                "run bzImage",
+                "bzImage: unexpected argument; a kernel is given with --kernel, an image with --disk",
+            ),
+            (
+                "run --kernel x - -v",
+                "-: unexpected argument; a kernel is given with --kernel, an image with --disk",
+            ),
+            (
+                "run --kernel x -- fio --version",
+                "-- fio --version: running a command in the guest is not supported by berth yet",
+            ),
+            (
+                "run --kernel x --",
+                "--: running a command in the guest is not supported by berth yet",
+            ),
+            (
+                &format!("{K} -m 63M"),
+                "--memory 63M: must be from 64M to 1T",
+            ),
+            (&format!("{K} -m 2T"), "--memory 2T: must be from 64M to 1T"),
+            (
+                &format!("{K} -m 65"),
+                "--memory 65: must be a multiple of 2M",
+            ),
+            (
+                &format!("{K} --memory=1GB"),
+                "--memory 1GB: must be a size: a number of bytes, or a number with K, M, G or T",
+            ),
+            (
+                &format!("{K} -m 99999999T"),
+                "--memory 99999999T: the size does not fit 64 bits",
+            ),
+            (
+                &format!("{K} -m -1"),
+                "--memory -1: must be a size: a number of bytes, or a number with K, M, G or T",
+            ),
+            (
+                &format!("{K} --cpus 0"),
+                "--cpus 0: must be a number from 1 to 64",
+            ),
+            (
+                &format!("{K} --cpus 65"),
+                "--cpus 65: must be a number from 1 to 64",
+            ),
+            (
+                &format!("{K} --cpus two"),
+                "--cpus two: must be a number from 1 to 64",
+            ),
+            (
+                &format!("{K} --io-threads 65"),
+                "--io-threads 65: must be a number from 1 to 64",
+            ),
+            (
+                &format!("{K} --disk DIR/a.img,nsid=0"),
+                "--disk DIR/a.img,nsid=0: nsid=0: 0 is no namespace; leave nsid out to have one chosen",
+            ),
+            (
+                &format!("{K} --disk DIR/a.img,rw"),
+                "--disk DIR/a.img,rw: unknown property \"rw\" of a disk (did you mean \"ro\"?); allowed: bus, cache, ctrl, detached, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
+            ),
+            (
+                &format!("{K} --disk DIR/a.img,bus=s"),
+                "--disk DIR/a.img,bus=s: a disk is on the default subsystem; use --device nvme-ns to choose one",
+            ),
+            (
+                &format!("{K} --disk DIR/b,c.img"),
+                "--disk DIR/b,c.img: unknown property \"c.img\" of a disk; allowed: bus, cache, ctrl, detached, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
+            ),
+            (
+                &format!("{K} --disk="),
+                "--disk : empty property (a comma in a value is written \",,\")",
+            ),
+            (
+                &format!("{K} --disk DIR/a.img,id=x --disk DIR/kernel,id=x"),
+                "--disk DIR/kernel,id=x: the id x is taken by --disk DIR/a.img,id=x",
+            ),
+            (
+                &format!("{K} --disk null=1M,id=x --device nvme,id=x"),
+                "--device nvme,id=x: the id x is taken by --disk null=1M,id=x",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn wrong_devices_are_refused() {
+    let allowed = "addr, cache, cntlid, file, firmware, id, io-threads, logical_block_size, max_ioqpairs, \
+                   mdts, memory, model, mqes, null, ro, serial, subsys";
+    let drivers = "known drivers: nvme, nvme-ns, nvme-subsys";
+    let table = [
+        (
+            "",
+            "empty property (a comma in a value is written \",,\")".to_owned(),
+        ),
+        (
+            "nvem",
+            format!("unknown driver \"nvem\" (did you mean \"nvme\"?); {drivers}"),
+        ),
+        (
+            "nvme-nss,null=1M",
+            format!("unknown driver \"nvme-nss\" (did you mean \"nvme-ns\"?); {drivers}"),
+        ),
+        (
+            "virtio-blk",
+            format!("unknown driver \"virtio-blk\"; {drivers}"),
+        ),
+        ("id=x", format!("the driver is missing; {drivers}")),
+        (
+            "nvme,seriall=1",
+            format!(
+                "unknown property \"seriall\" of nvme (did you mean \"serial\"?); allowed: {allowed}"
+            ),
+        ),
+        (
+            "nvme,id=1x",
+            "id=1x: an id is a letter, then letters, digits, \"-\", \".\" and \"_\"".into(),
+        ),
+        ("nvme,id=", "id=: the value is empty".into()),
+        ("nvme,id=a,id=b", "id is given twice".into()),
+        (
+            "nvme,serial=123456789012345678901",
+            "serial=123456789012345678901: has 21 characters; at most 20 fit".into(),
+        ),
+        ("nvme,serial=é", "serial=é: must be printable ASCII".into()),
+        (
+            "nvme,firmware=123456789",
+            "firmware=123456789: has 9 characters; at most 8 fit".into(),
+        ),
+        (
+            "nvme,max_ioqpairs=129",
+            "max_ioqpairs=129: must be a number from 1 to 128".into(),
+        ),
+        (
+            "nvme,mqes=0",
+            "mqes=0: must be a number from 1 to 65535".into(),
+        ),
+        (
+            "nvme,mdts=10",
+            "mdts=10: must be a number from 1 to 9".into(),
+        ),
+        (
+            "nvme,cntlid=65520",
+            "cntlid=65520: must be a number from 0 to 65519".into(),
+        ),
+        (
+            "nvme,io-threads=0",
+            "io-threads=0: must be a number from 1 to 64".into(),
+        ),
+        (
+            "nvme,ro=maybe,null=1M",
+            "ro=maybe: must be on or off (or yes, no, true, false)".into(),
+        ),
+        (
+            "nvme-ns,null=1M,nsid=1025",
+            "nsid=1025: berth's limit is 1024 namespaces; use 1 to 1024".into(),
+        ),
+        (
+            "nvme-ns,null=1M,nsid=0xffffffff",
+            "nsid=0xffffffff: berth's limit is 1024 namespaces; use 1 to 1024".into(),
+        ),
+        (
+            "nvme-ns,null=1M,nsid=0x100000000",
+            "nsid=0x100000000: must be a number from 1 to 1024".into(),
+        ),
+        (
+            "nvme-ns,null=1M,logical_block_size=1024",
+            "logical_block_size=1024: must be 512 or 4096".into(),
+        ),
+        (
+            "nvme-ns,null=1M,uuid=1",
+            "uuid=1: must be a UUID such as 6ba7b810-9dad-11d1-80b4-00c04fd430c8, or auto".into(),
+        ),
+        (
+            "nvme-ns,null=1M,uuid=00000000-0000-0000-0000-000000000000",
+            "uuid=00000000-0000-0000-0000-000000000000: the nil UUID names nothing; use auto"
+                .into(),
+        ),
+        (
+            "nvme-ns,null=1M,nguid=12",
+            "nguid=12: must be 32 hexadecimal digits, not all zero (dashes are allowed)".into(),
+        ),
+        (
+            "nvme-ns,null=1M,eui64=x",
+            "eui64=x: must be a number from 0 to 18446744073709551615".into(),
+        ),
+        (
+            "nvme-ns,file=a,cache=fast",
+            "cache=fast: must be one of writeback, none, writethrough, directsync, unsafe".into(),
+        ),
+    ];
+    for (device, problem) in &table {
+        // A device argument is one word here even where it is empty.
+        let arguments = ["run", "--kernel", "/dev/null", "--device", device];
+        let error = parse(arguments.map(OsString::from)).expect_err(device);
+        assert_eq!(error.to_string(), format!("--device {device}: {problem}"));
+        assert_eq!(error.status(), 35);
+    }
+}
+
+#[test]
+fn wrong_ctl_lines_are_refused() {
+    refused(
+        35,
+        &[
+            (
+                "ctl",
+                "PATH: is missing; for example \"berth ctl /tmp/berth info status\"",
+            ),
+            (
+                "ctl /p",
+                "COMMAND: is missing; for example \"berth ctl /p help\"",
+            ),
+            (
+                "ctl /p ~",
+                "COMMAND: is missing; for example \"berth ctl /p help\"",
+            ),
+            (
+                "ctl --timeout 0 /p help",
+                "--timeout 0: must be a number from 1 to 3600",
+            ),
+            (
+                "ctl --wait /p help",
+                "--wait: unknown option; see \"berth ctl --help\"",
+            ),
+            ("ctl /p -x", "-x: unknown option; see \"berth ctl --help\""),
+        ],
+    );
+    let arguments = ["ctl", "/p", "info\nstatus"].map(OsString::from);
+    let error = parse(arguments).unwrap_err();
+    assert_eq!(error.to_string(), "COMMAND: must be one line, without NUL");
+    let error = parse([OsString::from_vec(b"a\xff".to_vec())]).unwrap_err();
+    assert_eq!(
+        (error.to_string().as_str(), error.status()),
+        ("a\u{fffd}: is not UTF-8", 35)
+    );
+}
+
+#[test]
+fn wrong_files_are_refused() {
+    refused(
+        1,
+        &[
+            (
+                "run --kernel DIR/none",
+                "--kernel DIR/none: no such file or directory",
+            ),
+            (
+                "run --kernel DIR/dir",
+                "--kernel DIR/dir: is a directory, must be a regular file",
+            ),
+            (
+                "run --kernel DIR/fifo",
+                "--kernel DIR/fifo: is a FIFO, must be a regular file",
+            ),
+            (
+                "run --kernel /dev/null",
+                "--kernel /dev/null: is a character device, must be a regular file",
+            ),
+            (
+                "run --kernel DIR/kernel/x",
+                "--kernel DIR/kernel/x: not a directory",
+            ),
+            (
+                &format!("{K} --initrd DIR/none"),
+                "--initrd DIR/none: no such file or directory",
+            ),
+            (
+                &format!("{K} --disk DIR/none,ro"),
+                "--disk DIR/none,ro: DIR/none: no such file or directory",
+            ),
+            (
+                &format!("{K} --disk DIR/dir"),
+                "--disk DIR/dir: DIR/dir: is a directory, must be an image or a block device",
+            ),
+            (
+                &format!("{K} --disk /dev/null"),
+                "--disk /dev/null: /dev/null: is a character device, must be an image or a block device",
+            ),
+            (
+                &format!("{K} --device nvme,drive=d0"),
+                "--device nvme,drive=d0: d0: no such file or directory; drive takes the path of an image, not an id",
+            ),
+            (
+                &format!("{K} --device nvme-ns,file=DIR/none"),
+                "--device nvme-ns,file=DIR/none: DIR/none: no such file or directory",
+            ),
+            (
+                &format!("{K} --com2 DIR/dir"),
+                "--com2 DIR/dir: is a directory, must be a file, FIFO or device",
+            ),
+            (
+                &format!("{K} --com2 DIR/none/x"),
+                "--com2 DIR/none/x: DIR/none: no such file or directory",
+            ),
+            (
+                &format!("{K} --control-pipe DIR/base"),
+                "--control-pipe DIR/base: DIR/base.in is a regular file, not a FIFO; remove it or choose another path",
+            ),
+            (
+                &format!("{K} --control-pipe DIR/half"),
+                "--control-pipe DIR/half: DIR/half.out is a regular file, not a FIFO; remove it or choose another path",
+            ),
+            (
+                &format!("{K} --control-pipe DIR/none/p"),
+                "--control-pipe DIR/none/p: DIR/none: no such file or directory",
+            ),
+            (
+                &format!("{K} --control-socket DIR/a.img"),
+                "--control-socket DIR/a.img: is a regular file, not a socket; remove it or choose another path",
+            ),
+            (
+                &format!("{K} --control-socket DIR/none/s"),
+                "--control-socket DIR/none/s: DIR/none: no such file or directory",
+            ),
+        ],
+    );
+    let long = format!("/tmp/{}", "x".repeat(103));
+    let line = format!("{K} --control-socket {long}");
+    let expected = format!(
+        "--control-socket {long}: the path of a socket has at most 107 bytes, this has 108"
+    );
+    refused(1, &[(&line, &expected)]);
+    let line = format!("{K} --control-pipe DIR/p --control-socket DIR/p.in");
+    refused(
+        35,
+        &[(
+            &line,
+            "--control-socket DIR/p.in: --control-pipe DIR/p has a FIFO there",
+        )],
+    );
+}
+
+/// Root may do everything, so that this says something only for others.
+#[test]
+fn files_without_permission_are_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = files();
+    let base = dir.path().to_str().unwrap();
+    fs::set_permissions(dir.path().join("a.img"), fs::Permissions::from_mode(0o400)).unwrap();
+    let probe = fs::OpenOptions::new()
+        .write(true)
+        .open(dir.path().join("a.img"));
+    let result = parse_in(&dir, &format!("{K} --disk DIR/a.img"));
+    match probe {
+        Ok(_) => assert!(result.is_ok(), "{result:?}"),
+        Err(_) => assert_eq!(
+            result.unwrap_err().to_string(),
+            format!(
+                "--disk {base}/a.img: {base}/a.img: cannot be written (permission denied); use ro"
+            )
+        ),
+    }
+    parse_in(&dir, &format!("{K} --disk DIR/a.img,ro")).unwrap();
+}

@@ -239,3 +239,142 @@ fn help(topic: &str) -> Result<String, CommandError> {
         Ok(text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(line: &str) -> Command {
+        match parse(line).unwrap() {
+            Line::Command(command) => command,
+            Line::Help(text) => panic!("{text}"),
+        }
+    }
+
+    fn refusal(line: &str) -> (ErrorClass, String) {
+        let error = parse(line).expect_err(line);
+        (error.class, error.message)
+    }
+
+    #[test]
+    fn commands_are_recognised() {
+        for (line, expected) in [
+            ("info status", Command::Info(Info::Status)),
+            (
+                "  info \t qtree ",
+                Command::Info(Info::Qtree { json: false }),
+            ),
+            ("info qtree json", Command::Info(Info::Qtree { json: true })),
+            ("info nvme", Command::Info(Info::Nvme)),
+            ("info subsys", Command::Info(Info::Subsys)),
+            ("info iothreads", Command::Info(Info::IoThreads)),
+            ("info stats", Command::Info(Info::Stats)),
+            ("system_powerdown", Command::SystemPowerdown),
+            ("system_reset", Command::SystemReset),
+            ("quit", Command::Quit),
+        ] {
+            assert_eq!(command(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn device_add_has_the_grammar_of_the_command_line() {
+        let argument = "nvme-ns,file=/tmp/my disk.img,nsid=3";
+        let expected = Command::DeviceAdd(argument.parse().unwrap());
+        assert_eq!(command(&format!("device_add  {argument}")), expected);
+        let (class, message) = refusal("device_add nvme,serail=1");
+        assert_eq!(class, ErrorClass::Argument);
+        assert!(message.starts_with("device_add nvme,serail=1: unknown property \"serail\""));
+    }
+
+    #[test]
+    fn device_del_takes_its_words_in_any_order() {
+        let id = || "nvme1".to_owned();
+        let ten = Some(Duration::from_secs(10));
+        for (line, surprise, wait) in [
+            ("device_del nvme1", false, None),
+            ("device_del nvme1 surprise", true, None),
+            ("device_del nvme1 wait=10", false, ten),
+            ("device_del nvme1 surprise wait=10", true, ten),
+            ("device_del nvme1 wait=10 surprise", true, ten),
+        ] {
+            assert_eq!(
+                command(line),
+                Command::DeviceDel {
+                    id: id(),
+                    surprise,
+                    wait
+                },
+                "{line}"
+            );
+        }
+        let usage = "device_del: wrong arguments; usage: device_del ID [surprise] [wait=SECONDS]";
+        for line in [
+            "device_del",
+            "device_del a b",
+            "device_del a surprise surprise",
+            "device_del a wait=1 wait=2",
+        ] {
+            assert_eq!(refusal(line), (ErrorClass::Argument, usage.to_owned()));
+        }
+        let (_, message) = refusal("device_del a wait=0");
+        assert_eq!(
+            message,
+            "device_del wait=0: must be a number from 1 to 3600"
+        );
+        let (_, message) = refusal("device_del 1a");
+        assert!(
+            message.starts_with("device_del 1a: an id is a letter"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_command_is_explained() {
+        let known =
+            "known: device_add, device_del, help, info, quit, system_powerdown, system_reset";
+        let expected = format!("qiut: unknown command (did you mean \"quit\"?); {known}");
+        assert_eq!(refusal("qiut"), (ErrorClass::UnknownCommand, expected));
+        assert_eq!(
+            refusal("x"),
+            (
+                ErrorClass::UnknownCommand,
+                format!("x: unknown command; {known}")
+            )
+        );
+        for (line, usage) in [
+            ("quit now", "quit: wrong arguments; usage: quit"),
+            (
+                "device_add",
+                "device_add: wrong arguments; usage: device_add DRIVER,key=value,...",
+            ),
+            (
+                "info",
+                "info: wrong arguments; usage: info status|qtree [json]|nvme|subsys|iothreads|stats",
+            ),
+            (
+                "info nvme json",
+                "info: wrong arguments; usage: info status|qtree [json]|nvme|subsys|iothreads|stats",
+            ),
+        ] {
+            assert_eq!(refusal(line), (ErrorClass::Argument, usage.to_owned()));
+        }
+    }
+
+    #[test]
+    fn help_lists_all_or_explains_one() {
+        let text = |line: &str| match parse(line).unwrap() {
+            Line::Help(text) => text,
+            Line::Command(command) => panic!("{command:?}"),
+        };
+        for (name, ..) in COMMANDS {
+            assert!(text("help").contains(name));
+            assert!(text(&format!("help {name}")).starts_with(name));
+        }
+        assert_eq!(
+            text("help quit"),
+            "quit\n    end berth at once, without telling the guest\n"
+        );
+        assert_eq!(refusal("help me").0, ErrorClass::UnknownCommand);
+    }
+}

@@ -19,6 +19,8 @@ mod poller;
 mod protocol;
 pub mod socket;
 pub mod sys;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{File, FileType, TryLockError};
 use std::io;

@@ -80,8 +80,8 @@ fn exists(path: &Path) -> Result<bool, String> {
 #[derive(Debug)]
 struct Fifo {
     path: PathBuf,
-    /// Device and inode of the file that berth made.
-    made: Option<(u64, u64)>,
+    /// The file that berth made. Held (`O_PATH`), so that its inode number is nobody else's.
+    made: Option<File>,
 }
 
 impl Fifo {
@@ -95,7 +95,12 @@ impl Fifo {
         }
         match sys::mkfifo(path) {
             Ok(()) => {
-                let made = fs::metadata(path).ok().map(|found| identity(&found));
+                let options = libc::O_PATH | libc::O_NOFOLLOW;
+                let made = OpenOptions::new()
+                    .read(true)
+                    .custom_flags(options)
+                    .open(path)
+                    .ok();
                 Ok(Self {
                     path: path.to_owned(),
                     made,
@@ -113,10 +118,9 @@ impl Fifo {
 
 impl Drop for Fifo {
     fn drop(&mut self) {
-        let found = fs::symlink_metadata(&self.path)
-            .ok()
-            .map(|found| identity(&found));
-        if self.made.is_some() && self.made == found {
+        let made = self.made.as_ref().and_then(|made| made.metadata().ok());
+        let Some(made) = made else { return };
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == identity(&made)) {
             // Nobody is left to tell should this fail.
             let _ = fs::remove_file(&self.path);
         }

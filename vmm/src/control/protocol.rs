@@ -194,3 +194,146 @@ fn to_line(value: &impl Serialize) -> Vec<u8> {
     line.push(b'\n');
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Answers every command with its debug form, and refuses `system_reset`.
+    struct Echo;
+
+    impl CommandSink for Echo {
+        fn execute(&mut self, command: Command) -> Result<Value, CommandError> {
+            match command {
+                Command::SystemReset => Err(CommandError::new(ErrorClass::Failed, "no \"reset\"")),
+                Command::SystemPowerdown => Ok(Value::Null),
+                Command::Info(Info::Status) => Ok(json!({ "running": true })),
+                other => Ok(format!("{other:?}").into()),
+            }
+        }
+    }
+
+    fn answer_to(inbound: &Inbound) -> Option<String> {
+        let reply = answer(inbound, &mut Echo, || json!({ "clients": 1 }))?;
+        let text = String::from_utf8(reply).unwrap();
+        assert_eq!(text.find('\n'), Some(text.len() - 1));
+        Some(text.trim_end().to_owned())
+    }
+
+    fn line(bytes: &[u8]) -> Option<String> {
+        answer_to(&Inbound::Line(bytes.to_vec()))
+    }
+
+    #[test]
+    fn replies_are_one_line_of_json() {
+        let longest = format!("@{} quit", "t".repeat(MAX_TOKEN));
+        let longest_reply = format!(
+            r#"{{"token":"{}","ok":true,"result":"Quit"}}"#,
+            "t".repeat(MAX_TOKEN)
+        );
+        for (command, expected) in [
+            (&b"quit"[..], r#"{"ok":true,"result":"Quit"}"#),
+            (b"quit\r", r#"{"ok":true,"result":"Quit"}"#),
+            (b" \tquit ", r#"{"ok":true,"result":"Quit"}"#),
+            (b"@t1 quit", r#"{"token":"t1","ok":true,"result":"Quit"}"#),
+            (
+                b"@\"\\ \t quit\r",
+                r#"{"token":"\"\\","ok":true,"result":"Quit"}"#,
+            ),
+            (longest.as_bytes(), &longest_reply),
+            (b"system_powerdown", r#"{"ok":true,"result":null}"#),
+            (
+                b"@a info status",
+                r#"{"token":"a","ok":true,"result":{"control":{"clients":1},"running":true}}"#,
+            ),
+            (
+                b"@a system_reset",
+                r#"{"token":"a","ok":false,"error":{"class":"Failed","message":"no \"reset\""}}"#,
+            ),
+        ] {
+            assert_eq!(line(command).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn empty_lines_have_no_reply() {
+        for empty in [&b""[..], b"\r", b" ", b"\t \r"] {
+            assert_eq!(line(empty), None);
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_of_the_protocol_is_refused() {
+        let long = format!("@{} quit", "t".repeat(MAX_TOKEN + 1));
+        let rule = "a token is 1 to 64 printable ASCII characters";
+        for (bytes, token, message) in [
+            (
+                &b"qu\0it"[..],
+                None,
+                "the line has a control character (\\u{0})",
+            ),
+            (b"\0", None, "the line has a control character (\\u{0})"),
+            (
+                b"@t qu\0it",
+                Some("t"),
+                "the line has a control character (\\u{0})",
+            ),
+            (
+                b"info\rstatus",
+                None,
+                "the line has a control character (\\u{d})",
+            ),
+            (
+                b"quit \x1b[2J",
+                None,
+                "the line has a control character (\\u{1b})",
+            ),
+            (b"\xff\xfe", None, "the line is not UTF-8"),
+            (b"@t \xc3", Some("t"), "the line is not UTF-8"),
+            (b"@t", Some("t"), "the line has a token but no command"),
+            (b"@t  ", Some("t"), "the line has a token but no command"),
+            (b"@", None, rule),
+            (b"@ quit", None, rule),
+            (b"@\xff quit", None, rule),
+            (b"@\0 quit", None, rule),
+            (long.as_bytes(), None, rule),
+        ] {
+            let reply: Value = serde_json::from_str(&line(bytes).unwrap()).unwrap();
+            assert_eq!(reply["ok"], false);
+            assert_eq!(
+                reply.get("token").and_then(Value::as_str),
+                token,
+                "{bytes:?}"
+            );
+            assert_eq!(
+                reply["error"],
+                json!({ "class": "Protocol", "message": message })
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_cut_keeps_its_token() {
+        let expected = r#"{"token":"t","ok":false,"error":{"class":"Protocol","message":"the line is longer than 4096 bytes with its newline"}}"#;
+        let head = Inbound::TooLong(b"@t device_add nvme".to_vec());
+        assert_eq!(answer_to(&head).as_deref(), Some(expected));
+        let expected = r#"{"ok":false,"error":{"class":"Protocol","message":"the last line has no newline and was not executed"}}"#;
+        assert_eq!(
+            answer_to(&Inbound::Unterminated(b"quit".to_vec())).as_deref(),
+            Some(expected)
+        );
+    }
+
+    #[test]
+    fn events_carry_their_time() {
+        let event = Event::new("device_deleted")
+            .with("id", "nvme1")
+            .with("nsid", 3);
+        let line = event.to_line(UNIX_EPOCH + Duration::from_micros(5_000_007));
+        let expected = "{\"event\":\"device_deleted\",\"id\":\"nvme1\",\"nsid\":3,\
+                        \"timestamp\":{\"seconds\":5,\"microseconds\":7}}\n";
+        assert_eq!(String::from_utf8(line).unwrap(), expected);
+    }
+}

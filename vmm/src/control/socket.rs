@@ -74,7 +74,7 @@ struct Client {
 #[derive(Debug)]
 pub struct Socket {
     path: PathBuf,
-    /// Device and inode of the socket file.
+    /// Device and inode of the socket file, which the listener holds.
     made: Option<(u64, u64)>,
     listener: UnixListener,
     clients: BTreeMap<u64, Client>,

@@ -174,7 +174,9 @@ impl Engine {
         for job in self.jobs.drain(..) {
             out.push(self.slab.finish(job));
         }
-        EngineStats::add(&self.stats.completions, out.len() - before);
+        if out.len() > before {
+            EngineStats::add(&self.stats.completions, out.len() - before);
+        }
         if go_on {
             self.kick();
         }
@@ -293,3 +295,6 @@ impl Drop for Engine {
         std::mem::forget(self.ram.clone());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use crate::storage::Completion;
 const ENTRIES: u32 = 512;
 
 /// Entries of the completion queue: every request and a cancel for each fit, so it never overflows.
-const COMPLETIONS: u32 = 2048;
+const COMPLETIONS: u32 = 4096;
 
 const _: () = assert!(Engine::CAPACITY <= ENTRIES as usize);
 const _: () = assert!(2 * (Engine::CAPACITY + Engine::BURST) <= COMPLETIONS as usize);

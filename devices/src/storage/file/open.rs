@@ -65,7 +65,12 @@ fn image_type(path: &Path, kind: FileType) -> Result<bool, OpenError> {
     Err(OpenError::WrongType { path, what })
 }
 
-fn explain(path: &Path, cache: CacheMode, read_only: bool, source: io::Error) -> OpenError {
+pub(super) fn explain(
+    path: &Path,
+    cache: CacheMode,
+    read_only: bool,
+    source: io::Error,
+) -> OpenError {
     let path = path.to_path_buf();
     match source.raw_os_error() {
         Some(libc::ENOENT) => OpenError::NotFound { path },

@@ -1,0 +1,248 @@
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+
+use super::*;
+use crate::storage::conformance::{KINDS, Rig, bytes_of, file_config, image};
+use crate::storage::{BackendConfig, BackendError, BackendKind, EngineKind, open};
+
+fn config(path: &Path) -> BackendConfig {
+    file_config(path, CacheMode::Writeback)
+}
+
+fn error(config: &BackendConfig) -> String {
+    let BackendKind::File { path, .. } = &config.kind else {
+        panic!("not a file");
+    };
+    let error = open(config).err().expect("must fail").to_string();
+    assert!(error.contains(&format!("'{}'", path.display())), "{error}");
+    error
+}
+
+#[test]
+fn wrong_images_are_explained() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let sized = |name: &str, size| {
+        fs::File::create(path(name)).unwrap().set_len(size).unwrap();
+        config(&path(name))
+    };
+    let check = |config: &BackendConfig, part: &str| {
+        let error = error(config);
+        assert!(error.contains(part), "{error}");
+    };
+    check(&config(&path("missing")), "does not exist: create it first");
+    check(&config(directory.path()), "is a directory");
+    check(&config(Path::new("/dev/null")), "is a character device");
+    check(&sized("empty", 0), "is empty");
+    check(
+        &sized("odd", 1000),
+        "1000 bytes, which is not a multiple of the block size 512",
+    );
+    let mut large_blocks = sized("half", 4096 + 512);
+    assert!(open(&large_blocks).is_ok());
+    large_blocks.block_size = 4096;
+    check(&large_blocks, "or use a block size of 512");
+    let below_file = path("odd").join("x");
+    check(&config(&below_file), "cannot be opened: Not a directory");
+
+    let fifo = std::ffi::CString::new(path("fifo").to_str().unwrap()).unwrap();
+    // SAFETY: a string that ends with a zero byte.
+    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+    check(&config(&path("fifo")), "is a FIFO");
+    let _listener = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    check(&config(&path("socket")), "is a socket");
+}
+
+#[test]
+fn missing_permission_names_the_mode() {
+    let file = image(None, 4096);
+    fs::set_permissions(file.path(), Permissions::from_mode(0o400)).unwrap();
+    // SAFETY: no arguments. File permissions do not bind root.
+    if unsafe { libc::geteuid() } != 0 {
+        let error = error(&config(file.path()));
+        assert!(error.contains("for reading and writing"), "{error}");
+    }
+    for (read_only, mode) in [(true, "for reading:"), (false, "for reading and writing:")] {
+        let source = io::Error::from_raw_os_error(libc::EACCES);
+        let error = open::explain(file.path(), CacheMode::None, read_only, source).to_string();
+        assert!(error.contains(mode), "{error}");
+        assert_eq!(error.contains("open it read-only"), !read_only, "{error}");
+    }
+}
+
+#[test]
+fn other_refusals_are_explained() {
+    let path = PathBuf::from("/x/disk.img");
+    for (errno, part) in [
+        (libc::EROFS, "read-only file system"),
+        (libc::EBUSY, "in use by another process"),
+        (libc::EINVAL, "cannot do cache=none (O_DIRECT)"),
+        (libc::EMFILE, "cannot be opened: Too many open files"),
+    ] {
+        let source = io::Error::from_raw_os_error(errno);
+        let error = open::explain(&path, CacheMode::None, false, source).to_string();
+        assert!(
+            error.contains(part) && error.contains("'/x/disk.img'"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_second_writer_is_refused() {
+    let file = image(None, 4096);
+    let writer = config(file.path());
+    let mut reader = writer.clone();
+    reader.read_only = true;
+    let refused = |config: &BackendConfig| {
+        let error = error(config);
+        assert!(
+            error.contains("is in use by another process (or another namespace"),
+            "{error}"
+        );
+    };
+
+    let first = open(&writer).unwrap();
+    refused(&writer);
+    refused(&reader);
+    drop(first);
+    let first = open(&reader).unwrap();
+    let second = open(&reader).unwrap();
+    refused(&writer);
+    drop(first);
+    refused(&writer);
+    drop(second);
+    drop(open(&writer).unwrap());
+
+    // A hard link is the same file.
+    let link = file.path().with_extension("link");
+    fs::hard_link(file.path(), &link).unwrap();
+    let first = open(&writer).unwrap();
+    refused(&config(&link));
+    drop(first);
+    fs::remove_file(&link).unwrap();
+}
+
+#[test]
+fn a_change_of_size_is_noticed() {
+    for kind in KINDS {
+        let (mut rig, file) = (Rig::new(kind), image(None, 65536));
+        let backend = open(&config(file.path())).unwrap();
+        let slice = rig.ram.slice(0, 8192).unwrap();
+        assert_eq!(backend.refresh_size(), None);
+
+        file.as_file().set_len(20_000).unwrap();
+        let outside = Err(BackendError::OutOfRange);
+        for offset in [16384, 20480, 57344] {
+            let result = rig.run(&*backend, Op::Read, offset, 8192, &[slice]);
+            assert_eq!(result, outside, "{offset}");
+        }
+        assert_eq!(rig.run(&*backend, Op::Read, 8192, 8192, &[slice]), Ok(()));
+        assert_eq!(backend.size(), 65536);
+        assert_eq!(backend.refresh_size(), Some(19_968));
+        assert_eq!((backend.size(), backend.refresh_size()), (19_968, None));
+        let submitted = rig.submit(&*backend, Op::Read, 16384, &[slice]).1;
+        assert_eq!(submitted, Submitted::Done(outside));
+
+        file.as_file().set_len(1 << 20).unwrap();
+        assert_eq!(backend.refresh_size(), Some(1 << 20));
+        let result = rig.run(&*backend, Op::Read, (1 << 20) - 8192, 8192, &[slice]);
+        assert_eq!(result, Ok(()));
+    }
+}
+
+#[test]
+fn direct_reads_of_a_truncated_image_fail() {
+    for kind in KINDS {
+        let (mut rig, file) = (Rig::new(kind), image(None, 65536));
+        let backend = match open(&file_config(file.path(), CacheMode::None)) {
+            Ok(backend) => backend,
+            Err(OpenError::DirectUnsupported { .. }) => continue,
+            Err(error) => panic!("{error}"),
+        };
+        file.as_file().set_len(20_000).unwrap();
+        for (address, offset) in [(0, 16384), (3, 16384), (0, 20480), (3, 32768)] {
+            let slice = rig.ram.slice(address, 8192).unwrap();
+            let result = rig.run(&*backend, Op::Read, offset, 8192, &[slice]);
+            assert_eq!(result, Err(BackendError::OutOfRange), "{offset}");
+        }
+    }
+}
+
+#[test]
+fn discarded_blocks_go_back() {
+    for directory in [None, Some("/dev/shm")] {
+        let (mut rig, file) = (Rig::new(EngineKind::Auto), image(directory, 1 << 20));
+        let backend = open(&config(file.path())).unwrap();
+        let blocks = || file.as_file().metadata().unwrap().blocks();
+        for op in [
+            Op::Discard,
+            Op::WriteZeroes {
+                unmap: true,
+                fua: true,
+            },
+        ] {
+            rig.write(&*backend, 0, &vec![1; 1 << 20]);
+            assert_eq!(rig.run(&*backend, Op::Flush, 0, 0, &[]), Ok(()));
+            let full = blocks();
+            if backend.discard_zeroes() {
+                assert_eq!(rig.run(&*backend, op, 0, 1 << 20, &[]), Ok(()));
+                assert!(blocks() < full / 8, "{op:?}: {} of {full}", blocks());
+                assert_eq!(rig.read(&*backend, 0, 4096), [0; 4096]);
+            }
+        }
+    }
+}
+
+#[test]
+fn cache_modes_decide_what_is_stable() {
+    let write = |fua| Op::Write { fua };
+    let zero = |unmap, fua| Op::WriteZeroes { unmap, fua };
+    for (cache, eager, lazy) in [
+        (CacheMode::Writeback, false, false),
+        (CacheMode::None, false, false),
+        (CacheMode::Writethrough, true, false),
+        (CacheMode::Directsync, true, false),
+        (CacheMode::Unsafe, false, true),
+    ] {
+        let backend = FileBackend {
+            image: Image::unchecked(fs::File::open("/dev/null").unwrap(), None),
+            path: PathBuf::new(),
+            cache,
+            read_only: false,
+            block_size: 512,
+            size: AtomicU64::new(0),
+            punches_holes: true,
+        };
+        assert_eq!(backend.plan(Op::Read), Some((Step::Read, false)));
+        assert_eq!(backend.plan(write(false)), Some((Step::Write, eager)));
+        assert_eq!(backend.plan(write(true)), Some((Step::Write, !lazy)));
+        assert_eq!(
+            backend.plan(zero(true, false)),
+            Some((Step::PunchHole, eager))
+        );
+        assert_eq!(
+            backend.plan(zero(false, true)),
+            Some((Step::ZeroRange, !lazy))
+        );
+        assert_eq!(backend.plan(Op::Discard), Some((Step::PunchHole, eager)));
+        assert_eq!(backend.plan(Op::Flush).is_none(), lazy);
+        let keeps = FileBackend {
+            punches_holes: false,
+            ..backend
+        };
+        assert_eq!(keeps.plan(Op::Discard), None);
+    }
+}
+
+#[test]
+fn an_unlinked_image_stays_usable() {
+    let (mut rig, file) = (Rig::new(EngineKind::Auto), image(None, 4096));
+    let backend = open(&config(file.path())).unwrap();
+    drop(file);
+    rig.write(&*backend, 0, &[2; 4096]);
+    let slice = rig.ram.slice(8192, 4096).unwrap();
+    assert_eq!(rig.run(&*backend, Op::Read, 0, 4096, &[slice]), Ok(()));
+    assert_eq!(bytes_of(&[slice]), [2; 4096]);
+}
