@@ -103,6 +103,10 @@ impl Controller {
     pub fn start(function: Function) -> Outcome<Self> {
         let controller = Self::attach(function, 32)?;
         controller.disable()?;
+        // The memory may be that of an earlier queue, which lived until now.
+        for queue in [controller.admin.sq.memory, controller.admin.cq.memory] {
+            queue.fill(0, queue.len(), 0);
+        }
         controller.enable()?;
         Ok(controller)
     }

@@ -119,7 +119,13 @@ impl Flow {
                 it.filter(|(id, _)| *id == completion.id)
                     .map(|(_, lba)| (index, lba))
             }) else {
-                fail!("completion of command {} which is not out", completion.id);
+                fail!(
+                    "completion {done} is of command {} which is not out; slot {} before it, SQ {} head {}",
+                    completion.id,
+                    pair.cq.head(),
+                    completion.sq_id,
+                    completion.sq_head
+                );
             };
             ensure!(
                 completion.success(),

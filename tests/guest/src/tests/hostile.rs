@@ -1,18 +1,18 @@
 //! A guest that does everything wrong: each command is answered, and the controller lives on.
 
 use super::Machine;
-use crate::check::{Outcome, ensure, ensure_eq, fail};
+use crate::check::{Outcome, Stop, ensure, ensure_eq, fail};
 use crate::io;
 use crate::memory::{self, Dma, PAGE};
 use crate::nvme::{
     Buffer, CANARY, Command, Controller, Namespace, Pair, admin, io as opcode, register, status,
 };
+use crate::pci::Function;
 use crate::random::Random;
 use crate::serial::println;
 
 pub fn run(machine: &Machine) -> Outcome {
     let function = machine.function()?;
-    type Attack = fn(&Machine, &mut Controller, Namespace) -> Outcome;
     let attacks: [(&str, Attack); 11] = [
         ("doorbells", doorbells),
         ("doorbell widths", doorbell_widths),
@@ -26,18 +26,36 @@ pub fn run(machine: &Machine) -> Outcome {
         ("opcodes", opcodes),
         ("shadow doorbells", shadow_doorbells),
     ];
+    // All of them, even when one shows a fault: they are independent.
+    let mut first = Ok(());
     for (name, attack) in attacks {
         println!("hostile: {name}");
         let mark = memory::mark();
-        let mut controller = Controller::start(function)?;
-        let namespace = controller.namespace()?;
-        controller.request_queues(4)?;
-        attack(machine, &mut controller, namespace)?;
-        alive(&mut controller)?;
-        controller.disable()?;
+        let outcome = survive(machine, function, attack);
         memory::release(mark);
+        match outcome {
+            Err(Stop::Failed(why)) => {
+                println!("hostile: {name}: {why}");
+                if first.is_ok() {
+                    first = Err(Stop::Failed(why));
+                }
+            }
+            other => other?,
+        }
     }
-    Ok(())
+    first
+}
+
+type Attack = fn(&Machine, &mut Controller, Namespace) -> Outcome;
+
+/// One attack on a fresh controller, which must do its work afterwards.
+fn survive(machine: &Machine, function: Function, attack: Attack) -> Outcome {
+    let mut controller = Controller::start(function)?;
+    let namespace = controller.namespace()?;
+    controller.request_queues(4)?;
+    attack(machine, &mut controller, namespace)?;
+    alive(&mut controller)?;
+    controller.disable()
 }
 
 /// After an attack: Identify works, at once or after a reset if the controller says it is broken.

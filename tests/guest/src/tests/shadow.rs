@@ -93,6 +93,7 @@ fn tiny_queues(controller: &mut Controller, flow: &mut Flow) -> Outcome {
     for entries in [2, 3, 4, 5, 8] {
         let mark = crate::memory::mark();
         let mut pair = controller.create_pair(2, entries)?;
+        println!("queues of {entries} entries");
         ensure!(
             pair.sq.doorbell.shadow.is_some(),
             "no shadow for a queue made later"
@@ -112,7 +113,8 @@ fn repeated_config(controller: &mut Controller, flow: &mut Flow) -> Outcome {
         controller.create_pair(1, 16)?,
         controller.create_pair(2, 3)?,
     ];
-    for _ in 0..10 {
+    for round in 0..10 {
+        println!("queues in use: configuration {round}");
         for pair in &mut pairs {
             flow.read(controller, pair, 37, 2, |_| {})?;
         }
