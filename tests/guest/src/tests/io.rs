@@ -141,7 +141,8 @@ pub fn commands(machine: &Machine) -> Outcome {
     } = &mut rig;
     let id = namespace.id;
     let mut buffer = Buffer::new(64 << 10);
-    buffer.shape(0, (16 << 10).max(namespace.block), 0);
+    let len = (16 << 10).min(namespace.max_transfer).max(namespace.block);
+    buffer.shape(0, len, 0);
     let blocks = (buffer.len / namespace.block) as u32;
 
     controller.io_ok("Flush", pair, Command::new(io::FLUSH).namespace(id))?;
