@@ -183,7 +183,10 @@ impl Drop for MainLoop {
         self.stop.write(1).unwrap();
         let ended = self.thread.take().map(std::thread::JoinHandle::join);
         let failed = matches!(ended, Some(Err(_)));
-        assert!(!failed || std::thread::panicking(), "the main loop panicked");
+        assert!(
+            !failed || std::thread::panicking(),
+            "the main loop panicked"
+        );
     }
 }
 
