@@ -60,6 +60,7 @@ impl CommandSink for Commands {
 impl Commands {
     fn info(&self, info: Info) -> Result<Value, CommandError> {
         let registry = &self.registry;
+        registry.refresh_sizes();
         match info {
             Info::Status => Ok(self.status()),
             Info::Qtree { json: false } => Ok(Value::String(qtree::text(registry))),

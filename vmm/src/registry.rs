@@ -239,6 +239,15 @@ impl Registry {
             .map(|(id, object)| (id.as_str(), object))
     }
 
+    /// Has every subsystem look at its images' sizes again; controllers hear of what changed.
+    pub fn refresh_sizes(&self) {
+        for (_, object) in &self.objects {
+            if let Object::Subsystem(subsystem) = object {
+                subsystem.refresh_sizes();
+            }
+        }
+    }
+
     /// The device with this id.
     pub fn get(&self, id: &str) -> Option<&Object> {
         let found = self.objects.iter().find(|(known, _)| known == id)?;

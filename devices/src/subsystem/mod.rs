@@ -196,11 +196,20 @@ impl Subsystem {
 
     /// Looks at the backends' sizes again and tells the controllers of namespaces that changed.
     pub fn refresh_sizes(&self) -> Vec<Arc<Namespace>> {
+        self.refresh(|_| true)
+    }
+
+    /// As [`Subsystem::refresh_sizes`], for one namespace.
+    pub fn refresh_size(&self, nsid: u32) {
+        self.refresh(|namespace| namespace.nsid() == nsid);
+    }
+
+    fn refresh(&self, which: impl Fn(&Namespace) -> bool) -> Vec<Arc<Namespace>> {
         let members = self.members();
         let changed: Vec<_> = members
             .namespaces
             .values()
-            .filter(|namespace| namespace.take_size())
+            .filter(|namespace| which(namespace) && namespace.take_size())
             .cloned()
             .collect();
         let told: Vec<_> = changed.iter().map(|n| members.publish(n)).collect();

@@ -111,12 +111,12 @@ const COMMANDS: [(&str, &str, &str); 7] = [
     (
         "device_add",
         "DRIVER,key=value,...",
-        "add a device; the grammar is that of --device",
+        "add a device (not while the machine runs, yet); the grammar is that of --device",
     ),
     (
         "device_del",
         "ID [surprise] [wait=SECONDS]",
-        "remove a device; answers when removal was requested, with wait= when it is done",
+        "remove a device (not while the machine runs, yet)",
     ),
     ("help", "[COMMAND]", "list the commands, or explain one"),
     (

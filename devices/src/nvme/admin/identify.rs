@@ -41,7 +41,11 @@ pub fn identify(
     let subsystem = controller.subsystem();
     match cns {
         Cns::NAMESPACE if sqe.nsid == u32::MAX => Ok(page(&common_namespace())),
-        Cns::NAMESPACE => active(namespaces, sqe.nsid, |found| page(&namespace(found))),
+        Cns::NAMESPACE => {
+            // Nobody tells of an image that was truncated or extended.
+            subsystem.refresh_size(sqe.nsid);
+            active(namespaces, sqe.nsid, |found| page(&namespace(found)))
+        }
         Cns::CONTROLLER => Ok(page(&identify_controller(controller))),
         Cns::ACTIVE_NAMESPACES | Cns::ACTIVE_NAMESPACES_CSI => {
             nsid_list(namespaces.active(), sqe.nsid)

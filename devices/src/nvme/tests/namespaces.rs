@@ -86,6 +86,11 @@ fn a_new_size_is_noticed_told_and_usable() {
         guest.io(&mut pair, &last(4096)).status(),
         Status::LBA_OUT_OF_RANGE
     );
+    // Who asks finds out.
+    assert_eq!(
+        guest.identify(0, 1, 0, 0).unwrap()[..8],
+        2048u64.to_le_bytes()
+    );
 }
 
 #[test]

@@ -1,0 +1,106 @@
+# What the guest's tasks share.
+
+failures=0
+
+# check WHAT COMMAND...: does it succeed?
+check() {
+    what=$1
+    shift
+    if said=$("$@" 2>&1); then
+        echo "ok: $what"
+    else
+        echo "FAILED: $what: $* ended with $?: $said"
+        failures=$((failures + 1))
+    fi
+}
+
+# refused WHAT COMMAND...: does it fail, as it should?
+refused() {
+    what=$1
+    shift
+    if said=$("$@" 2>&1); then
+        echo "FAILED: $what: $* was not refused: $said"
+        failures=$((failures + 1))
+    else
+        echo "ok: $what"
+    fi
+}
+
+# equal WHAT EXPECTED FOUND
+equal() {
+    if [ "$2" = "$3" ]; then
+        echo "ok: $1"
+    else
+        echo "FAILED: $1: expected '$2', found '$3'"
+        failures=$((failures + 1))
+    fi
+}
+
+# await WHAT COMMAND...: polls for up to 30 s until it succeeds.
+await() {
+    what=$1
+    shift
+    tries=0
+    until said=$("$@" 2>&1); do
+        tries=$((tries + 1))
+        if [ $tries -ge 300 ]; then
+            echo "FAILED: $what: not within 30 s: $*: $said"
+            failures=$((failures + 1))
+            return 1
+        fi
+        usleep 100000
+    done
+    echo "ok: $what"
+}
+
+# disk NAME: waits for a block device.
+disk() {
+    await "$1 appears" test -b "/dev/$1"
+}
+
+# controllers N: waits until N controllers are live.
+controllers() {
+    await "$1 controllers live" live_controllers "$1"
+}
+
+live_controllers() {
+    found=0
+    for state in /sys/class/nvme/nvme*/state; do
+        [ -e "$state" ] && [ "$(cat "$state")" = live ] && found=$((found + 1))
+    done
+    [ $found -eq "$1" ]
+}
+
+# phase NAME: tells the host on the console, and waits for its go.
+phase() {
+    printf '\nPHASE %s\n' "$1" >/dev/console
+    read -r _ </dev/console
+}
+
+# verify JOB DEVICE: one of the fio jobs on a block device.
+verify() {
+    if said=$(FIO_DEVICE=$2 fio --output-format=normal "/fio/$1.fio" 2>&1); then
+        echo "ok: fio $1 on $2: $(echo "$said" | grep -o 'IOPS=[^,]*' | tr '\n' ' ')"
+    else
+        echo "FAILED: fio $1 on $2: $said"
+        failures=$((failures + 1))
+    fi
+}
+
+# complaints: prints what no healthy guest's kernel log holds; true if any.
+# A task that provokes a line puts a pattern for it into /tmp/allowed.
+complaints() {
+    touch /tmp/allowed
+    dmesg | grep -E \
+        -e 'nvme.*([Ee]rror|[Ff]ail|timeout|timed out|[Aa]bort|[Ii]nvalid|bogus|[Dd]isabl|dead|[Rr]eset|[Rr]emov|not ready|[Ii]dentical|duplicate)' \
+        -e 'pci .*(can.t|fail|conflict|no space|invalid)' \
+        -e 'ACPI.*(Error|BIOS bug)' \
+        -e 'BUG:|WARNING:|Oops|Call Trace|I/O error|EXT4-fs error|nobody cared' |
+        grep -v -E -f /tmp/allowed -e '^$' -e 'Documentation/admin-guide/hw-vuln|/admin-guide/hw-vuln/'
+}
+
+# done_checking: the task's exit status.
+done_checking() {
+    [ $failures -eq 0 ]
+    exit
+}

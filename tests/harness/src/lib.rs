@@ -1,0 +1,14 @@
+//! What berth's tests share: which kind of host this is ([`host`]), processes
+//! that are watched, limited in time and never left behind ([`process`]), and
+//! scratch files ([`files`]), and file trees for guests ([`tree`]).
+
+pub mod files;
+pub mod host;
+pub mod process;
+pub mod tree;
+
+pub use files::{berth_binary, image, patterned_image, scratch};
+pub use host::{HostKind, Placement};
+pub use process::{Error, Exit, Finished, Process, Stdin, Stream};
+pub use tempfile::TempDir;
+pub use tree::Tree;

@@ -1,0 +1,269 @@
+//! The emulated outer machine: QEMU's TCG with AMD's SVM, in which a Debian
+//! kernel has a true `kvm_amd`.
+//!
+//! Its initramfs is made anew for each start, with the program to run; the
+//! kit is on a disk. Starting it costs seconds, so one machine runs many
+//! guests.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::{Process, Stream, TempDir, Tree};
+
+use crate::kit::{Kit, Version};
+use crate::report::{Report, Verdict, parse};
+use crate::scenarios::Scenario;
+
+/// The outer machine's first process.
+const INIT: &str = include_str!("../../../resources/outer/init");
+
+/// QEMU's name on Debian.
+const QEMU: &str = "qemu-system-x86_64";
+
+/// AMD's, for `kvm_amd`. Its `cmpxchg16b` is not used: interrupted in QEMU 7.2's
+/// TCG it corrupts its operand, and newer kernels crash. The others are what
+/// TCG lacks and would warn of.
+const CPU: &str = "EPYC,+svm,+npt,-cx16,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,\
+                   -3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
+
+/// Longest time until its first words.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// Longest run of one outer machine.
+const RUN_LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// How many outer machines may break down in one run.
+const BREAKDOWNS: u32 = 3;
+
+/// An outer machine to be started.
+pub struct Outer {
+    dir: TempDir,
+    arguments: Vec<String>,
+    interactive: bool,
+}
+
+/// One line of shell, with each word quoted.
+fn shell_line(words: &[&str]) -> String {
+    words
+        .iter()
+        .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+impl Outer {
+    /// An outer machine that runs this very program with `words`.
+    ///
+    /// # Errors
+    /// When its initramfs cannot be made.
+    pub fn for_self(kit: &Kit, words: &[&str]) -> Result<Self> {
+        let program = std::env::current_exe()?;
+        let mut line = vec!["/bin/program"];
+        line.extend(words);
+        line.extend(["--here", "--kit", "/kit", "--results", "/dev/ttyS1"]);
+        Self::build(kit, &program, &[], &shell_line(&line))
+    }
+
+    /// An outer machine that runs `program`, with `files` beside it.
+    ///
+    /// # Errors
+    /// When its initramfs cannot be made.
+    pub fn new(kit: &Kit, program: &Path, files: &[PathBuf]) -> Result<Self> {
+        Self::build(kit, program, files, "cd /bin && exec /bin/program")
+    }
+
+    fn build(kit: &Kit, program: &Path, files: &[PathBuf], line: &str) -> Result<Self> {
+        let dir = harness::scratch()?;
+        // Debian 12's kernel: in QEMU's TCG the one most tried.
+        let kernel = kit
+            .kernel_dir(Version::V6_1)
+            .or_else(|_| kit.kernel_dir(Version::Newest))?;
+        let mut tree = Tree::new();
+        for folder in ["dev", "proc", "sys", "tmp", "kit", "root"] {
+            tree.folder(folder);
+        }
+        tree.char_device("dev/console", 5, 1);
+        tree.busybox(&kit.file("busybox"))?;
+        for module in ["irqbypass", "kvm", "kvm-amd"] {
+            let from = kernel.join(format!("modules/{module}.ko"));
+            tree.copy(&format!("modules/{module}.ko"), 0o644, &from);
+        }
+        tree.program("bin/program", program)?;
+        tree.program("bin/berth", &harness::berth_binary()?)?;
+        for file in files {
+            let name = file.file_name().context("a file without a name")?;
+            tree.copy(&format!("bin/{}", name.to_string_lossy()), 0o755, file);
+        }
+        tree.bytes("init", 0o755, INIT);
+        tree.bytes("task", 0o755, format!("{}{line}\n", environment()));
+        let initramfs = dir.path().join("outer.cpio");
+        tree.write_cpio(&initramfs)?;
+        let arguments = arguments(&kernel, &initramfs, &kit.image());
+        Ok(Self {
+            dir,
+            arguments,
+            interactive: false,
+        })
+    }
+
+    /// Gives the terminal to the program inside.
+    #[must_use]
+    pub fn interactive(mut self, interactive: bool) -> Self {
+        self.interactive = interactive;
+        self
+    }
+
+    /// Runs it to its end; true if the program inside succeeded.
+    ///
+    /// # Errors
+    /// When the machine broke down.
+    pub fn run(self) -> Result<bool> {
+        self.operate()?;
+        let results = self.results();
+        let status = results
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("EXIT "));
+        match status {
+            Some(status) => Ok(status == "0"),
+            None => bail!("the outer machine ended without a word from its program"),
+        }
+    }
+
+    fn operate(&self) -> Result<()> {
+        println!("outer machine: starting (QEMU without KVM; takes some seconds)");
+        if self.interactive {
+            self.run_on_terminal()
+        } else {
+            self.run_watched()
+        }
+    }
+
+    /// What came out of the second serial port.
+    fn results(&self) -> String {
+        let bytes = std::fs::read(self.dir.path().join("results")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn results_option(&self) -> String {
+        format!("file:{}", self.dir.path().join("results").display())
+    }
+
+    fn run_watched(&self) -> Result<()> {
+        let started = Instant::now();
+        let machine = Process::builder(QEMU)
+            .args(&self.arguments)
+            .args(["-serial", "stdio", "-serial", &self.results_option()])
+            .stdin(harness::Stdin::Held)
+            .echo(true)
+            .spawn()?;
+        machine.wait_for(Stream::Stdout, "sign of life", START_LIMIT, |line| {
+            !line.trim().is_empty()
+        })?;
+        let exit = machine.wait(RUN_LIMIT)?;
+        println!(
+            "outer machine: ended with {exit} after {:.1} s",
+            started.elapsed().as_secs_f32()
+        );
+        ensure!(exit.success(), "QEMU ended with {exit}\n{}", machine.tail());
+        Ok(())
+    }
+
+    /// The terminal is QEMU's; it makes it raw and restores it.
+    fn run_on_terminal(&self) -> Result<()> {
+        let status = Command::new(QEMU)
+            .args(&self.arguments)
+            .args(["-chardev", "stdio,id=terminal,signal=off"])
+            .args(["-serial", "chardev:terminal"])
+            .args(["-serial", &self.results_option()])
+            .stdin(Stdio::inherit())
+            .status()
+            .with_context(|| format!("cannot start {QEMU}"))?;
+        ensure!(status.success(), "QEMU ended with {status}");
+        Ok(())
+    }
+}
+
+/// What the program inside shall know of this one's environment.
+fn environment() -> String {
+    let mut text = "export BERTH_BIN=/bin/berth BERTH_TEST_HOST=direct\n".to_owned();
+    if std::env::var_os("BERTH_TEST_VERBOSE").is_some() {
+        text.push_str("export BERTH_TEST_VERBOSE=1\n");
+    }
+    text
+}
+
+fn arguments(kernel: &Path, initramfs: &Path, kit: &Path) -> Vec<String> {
+    let append = "console=ttyS0 panic=-1 mitigations=off nokaslr quiet loglevel=1 \
+                  tsc=reliable no_timer_check";
+    let drive = format!(
+        "file={},if=none,id=kit,format=raw,readonly=on",
+        kit.display()
+    );
+    let kernel = kernel.join("vmlinuz").display().to_string();
+    let initramfs = initramfs.display().to_string();
+    [
+        ["-accel", "tcg,thread=multi"],
+        ["-cpu", CPU],
+        ["-smp", "2"],
+        ["-m", "4096"],
+        ["-kernel", &kernel],
+        ["-initrd", &initramfs],
+        ["-append", append],
+        ["-drive", &drive],
+        ["-device", "nvme,drive=kit,serial=kit"],
+        ["-display", "none"],
+        ["-vga", "none"],
+        ["-monitor", "none"],
+        ["-net", "none"],
+    ]
+    .iter()
+    .flatten()
+    .map(|word| (*word).to_owned())
+    .chain(["-no-reboot".to_owned()])
+    .collect()
+}
+
+/// Runs the scenarios in an outer machine. When it breaks down, the scenario
+/// that ran has failed, and the rest run in a new one.
+///
+/// # Errors
+/// When the outer machine cannot be made at all.
+pub fn run_scenarios(kit: &Kit, scenarios: &[&'static Scenario]) -> Result<bool> {
+    let mut report = Report::default();
+    let mut left: Vec<&str> = scenarios.iter().map(|scenario| scenario.name).collect();
+    let mut breakdowns = 0;
+    while !left.is_empty() {
+        let mut words = vec!["run", "--exact"];
+        words.extend(&left);
+        let outer = Outer::for_self(kit, &words)?;
+        let ended = outer.operate();
+        let text = outer.results();
+        for (name, verdict) in text.lines().filter_map(parse) {
+            if left.contains(&name) {
+                left.retain(|waiting| *waiting != name);
+                report.count(&verdict);
+            }
+        }
+        if left.is_empty() {
+            break;
+        }
+        let why = ended
+            .err()
+            .map_or_else(String::new, |why| format!("{why:#}"));
+        let broken = left.remove(0);
+        println!("the outer machine broke down: {why}");
+        println!("TEST linux::{broken} ... FAILED (the outer machine broke down)");
+        report.count(&Verdict::Failed);
+        breakdowns += 1;
+        if breakdowns == BREAKDOWNS {
+            for name in left.drain(..) {
+                println!("TEST linux::{name} ... FAILED (the outer machine broke down too often)");
+                report.count(&Verdict::Failed);
+            }
+        }
+    }
+    report.close();
+    Ok(report.passed())
+}

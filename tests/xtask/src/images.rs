@@ -1,0 +1,187 @@
+//! The kit: kernels, initramfs archives and disk images for Linux guests,
+//! and the image that carries all of it into the outer machine.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use harness::Tree;
+
+use crate::progress::Tool;
+use crate::{Context, kernels, packages};
+
+/// Raised when what the images hold changes without a change of their inputs.
+const FORMAT: u32 = 1;
+
+/// The root file system's image. The tree takes about 12 MiB.
+const ROOT_IMAGE_SIZE: &str = "48M";
+
+/// Makes what is missing or out of date, and returns the kit's folder.
+///
+/// # Errors
+/// When a package, a kernel or a tool is not to be had; the message says which.
+pub fn prepare(context: &Context) -> Result<PathBuf> {
+    packages::ensure(context)?;
+    let kit = context.cache().join("kit");
+    fs::create_dir_all(&kit)?;
+    kernels::ensure(context, &kit)?;
+    let inputs = Inputs::find(context, &kit)?;
+    let stamp = context.cache().join("kit.stamp");
+    let key = inputs.key()?;
+    let image = context.cache().join("kit.img");
+    if fs::read_to_string(&stamp).is_ok_and(|old| old == key) && image.is_file() {
+        return Ok(kit);
+    }
+    context.progress.step("building the guest images");
+    inputs.build(&kit)?;
+    pack(&kit, &image)?;
+    fs::write(&stamp, key)?;
+    context.progress.step("guest images are ready");
+    Ok(kit)
+}
+
+/// All that the images are made of.
+struct Inputs {
+    busybox: PathBuf,
+    fio: PathBuf,
+    nvme: PathBuf,
+    /// `resources/fio`
+    jobs: PathBuf,
+    /// `resources/guest`
+    scripts: PathBuf,
+    /// Release names with their folder of modules.
+    kernels: Vec<(String, PathBuf)>,
+}
+
+impl Inputs {
+    fn find(context: &Context, kit: &Path) -> Result<Self> {
+        let mut kernels = Vec::new();
+        for entry in fs::read_dir(kit)? {
+            let dir = entry?.path();
+            if let Ok(release) = fs::read_to_string(dir.join("release")) {
+                kernels.push((release, dir.join("modules")));
+            }
+        }
+        kernels.sort();
+        Ok(Self {
+            busybox: packages::program("busybox")?,
+            fio: packages::program("fio")?,
+            nvme: packages::program("nvme")?,
+            jobs: context.root.join("resources/fio"),
+            scripts: context.root.join("resources/guest"),
+            kernels,
+        })
+    }
+
+    /// A text that changes when an input does.
+    fn key(&self) -> Result<String> {
+        let mut files = vec![self.busybox.clone(), self.fio.clone(), self.nvme.clone()];
+        list_files(&self.scripts, &mut files)?;
+        list_files(&self.jobs, &mut files)?;
+        files.sort();
+        let mut key = format!("format {FORMAT}\n");
+        for file in files {
+            let data = fs::metadata(&file)?;
+            let line = format!(
+                "{} {} {}.{}\n",
+                file.display(),
+                data.len(),
+                data.mtime(),
+                data.mtime_nsec()
+            );
+            key.push_str(&line);
+        }
+        for (release, _) in &self.kernels {
+            key.push_str(&format!("kernel {release}\n"));
+        }
+        Ok(key)
+    }
+
+    fn build(&self, kit: &Path) -> Result<()> {
+        let mut small = self.base()?;
+        small
+            .program("usr/sbin/nvme", &self.nvme)
+            .context("nvme-cli")?;
+        small.write_cpio(&kit.join("small.cpio"))?;
+
+        let mut full = small.clone();
+        full.program("usr/bin/fio", &self.fio).context("fio")?;
+        full.write_cpio(&kit.join("full.cpio"))?;
+
+        make_root_image(&small, &kit.join("root.img"))?;
+        fs::copy(&self.busybox, kit.join("busybox"))?;
+        Ok(())
+    }
+
+    fn base(&self) -> Result<Tree> {
+        let mut tree = Tree::new();
+        for folder in ["dev", "proc", "sys", "tmp", "run", "mnt", "root", "sbin"] {
+            tree.folder(folder);
+        }
+        // The kernel opens it before /init mounts devtmpfs.
+        tree.char_device("dev/console", 5, 1);
+        tree.busybox(&self.busybox)?;
+        tree.copy("init", 0o755, &self.scripts.join("init"));
+        tree.link("sbin/init", "../init");
+        tree.copy("lib/berth.sh", 0o644, &self.scripts.join("lib.sh"));
+        tree.scripts("tasks", &self.scripts.join("tasks"))?;
+        tree.scripts("fio", &self.jobs)?;
+        for (release, modules) in &self.kernels {
+            for name in ["button", "evdev"] {
+                let path = format!("lib/modules/{release}/{name}.ko");
+                tree.copy(&path, 0o644, &modules.join(format!("{name}.ko")));
+            }
+        }
+        Ok(tree)
+    }
+}
+
+fn make_root_image(tree: &Tree, image: &Path) -> Result<()> {
+    let folder = harness::scratch()?;
+    // mke2fs gives the root folder the mode of this one.
+    fs::set_permissions(
+        folder.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )?;
+    tree.write_folder(folder.path())?;
+    make_ext4(folder.path(), image, ROOT_IMAGE_SIZE)
+}
+
+/// Packs the kit for the outer machine, with room for the file system itself.
+fn pack(kit: &Path, image: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    list_files(kit, &mut files)?;
+    let mut bytes = 0;
+    for file in files {
+        bytes += fs::metadata(file)?.len();
+    }
+    let mebibytes = bytes.div_ceil(1 << 20) * 11 / 10 + 32;
+    make_ext4(kit, image, &format!("{mebibytes}M"))
+}
+
+fn make_ext4(from: &Path, image: &Path, size: &str) -> Result<()> {
+    if image.exists() {
+        fs::remove_file(image)?;
+    }
+    let from = from.display().to_string();
+    let options = ["-q", "-F", "-t", "ext4", "-L", "berth", "-d", &from];
+    let image = image.display().to_string();
+    let mut args: Vec<&str> = options.to_vec();
+    args.extend([image.as_str(), size]);
+    Tool::new("mke2fs", &args).seconds(120).run()?;
+    Ok(())
+}
+
+fn list_files(dir: &Path, into: &mut Vec<PathBuf>) -> Result<()> {
+    let entries = fs::read_dir(dir).with_context(|| dir.display().to_string())?;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            list_files(&entry.path(), into)?;
+        } else {
+            into.push(entry.path());
+        }
+    }
+    Ok(())
+}

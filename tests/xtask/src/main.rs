@@ -1,0 +1,126 @@
+//! berth's developer tasks: `cargo xtask help`.
+
+mod apt;
+mod build;
+mod images;
+mod kernels;
+mod packages;
+mod progress;
+mod size;
+mod suite;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::progress::Progress;
+
+const HELP: &str = "\
+cargo xtask TASK
+
+  demo            boot a Debian guest with an NVMe disk, run fio with
+                  verification and nvme-cli in it, power off
+  shell [KERNEL]  a shell in such a guest; `Ctrl-a x` leaves
+  test [PART]...  everything CI runs; PARTs: fmt clippy unit bare linux
+                  (linux=NAME runs the Linux scenarios whose name contains NAME)
+  list            the Linux scenarios
+  fetch           get guest kernels and tools, and build the guest images
+  build-guest     build the bare-metal test guest and print where it is
+  size            size of the release binary, and berth's own memory and idle
+                  CPU use; fails above 4 MiB, 8 MiB and 1 %
+  help            this text
+
+What a task needs from the distribution it installs by itself as root or with
+sudo; elsewhere it prints the list and stops. Kernels and images are cached in
+target/guest. BERTH_TEST_HOST=direct|outer|skip overrides where guests run.
+";
+
+/// Where things are, and the clock that progress lines show.
+pub struct Context {
+    /// The repository.
+    pub root: PathBuf,
+    /// Cargo's target folder.
+    pub target: PathBuf,
+    /// Progress lines.
+    pub progress: Progress,
+}
+
+impl Context {
+    fn new() -> Self {
+        // tests/xtask is two levels below the root.
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = here.ancestors().nth(2).unwrap_or(here).to_owned();
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| root.join("target"), |dir| root.join(dir));
+        Self {
+            root,
+            target,
+            progress: Progress::start(),
+        }
+    }
+
+    /// Cache of guest software.
+    #[must_use]
+    pub fn cache(&self) -> PathBuf {
+        self.target.join("guest")
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<ExitCode> {
+    let context = Context::new();
+    let (task, rest) = match args.split_first() {
+        Some((task, rest)) => (task.as_str(), rest),
+        None => ("help", args),
+    };
+    if !matches!(task, "shell" | "test") && !rest.is_empty() {
+        bail!("{task} takes no argument, but got {:?}", rest.join(" "));
+    }
+    match task {
+        "demo" => guests(&context, &["demo"]),
+        "shell" => {
+            let mut words = vec!["shell"];
+            words.extend(rest.iter().map(String::as_str));
+            guests(&context, &words)
+        }
+        "list" => guests(&context, &["list"]),
+        "test" => suite::run(&context, rest),
+        "fetch" => images::prepare(&context).map(|_| ExitCode::SUCCESS),
+        "build-guest" => {
+            println!("{}", build::bare_guest(&context)?.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        "size" => size::run(&context),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("there is no task {other:?}\n\n{HELP}"),
+    }
+}
+
+/// Builds all it needs, then hands the terminal to `linux-guests`.
+fn guests(context: &Context, words: &[&str]) -> Result<ExitCode> {
+    let binaries = build::release(context)?;
+    let kit = images::prepare(context)?;
+    context
+        .progress
+        .step(&format!("starting: linux-guests {}", words.join(" ")));
+    let status = build::linux_guests(&binaries, &kit, words).status()?;
+    context.progress.step(&format!("ended with {status}"));
+    Ok(match status.code() {
+        Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        None => ExitCode::FAILURE,
+    })
+}

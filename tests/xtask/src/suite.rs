@@ -1,0 +1,309 @@
+//! `cargo xtask test`: everything CI runs, with one count at the end.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use harness::{HostKind, Placement};
+
+use crate::{Context, build, images};
+
+const PARTS: [&str; 5] = ["fmt", "clippy", "unit", "bare", "linux"];
+
+/// Packages with tests that start guests; the others are unit tests.
+const GUEST_PACKAGES: [&str; 2] = ["bare-tests", "linux-guests"];
+
+/// Counts of tests; a check like fmt is one test.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// What one part did, for the summary.
+struct Outcome {
+    part: &'static str,
+    note: String,
+    tally: Tally,
+}
+
+/// Runs the named parts, all if none is named.
+///
+/// # Errors
+/// For an unknown part. Failures of tests are in the exit code.
+pub fn run(context: &Context, args: &[String]) -> Result<ExitCode> {
+    let mut wanted: Vec<&str> = Vec::new();
+    let mut filters: Vec<&str> = Vec::new();
+    for arg in args {
+        match arg.strip_prefix("linux=") {
+            Some(filter) => {
+                filters.push(filter);
+                wanted.push("linux");
+            }
+            None if PARTS.contains(&arg.as_str()) => wanted.push(arg),
+            None => bail!("there is no part {arg:?}; parts are {}", PARTS.join(" ")),
+        }
+    }
+    let host = HostKind::detect();
+    context.progress.step(&format!("this host has {host}"));
+    let mut outcomes = Vec::new();
+    for part in PARTS {
+        if !wanted.is_empty() && !wanted.contains(&part) {
+            continue;
+        }
+        context.progress.step(&format!("--- {part}"));
+        let outcome = match part {
+            "fmt" => check(context, "fmt", &["fmt", "--all", "--check"]),
+            "clippy" => check(context, "clippy", &CLIPPY),
+            "unit" => unit(context),
+            "bare" => bare(context, host),
+            _ => linux(context, host, &filters),
+        };
+        // A part that could not even run is one failure, and the rest still run.
+        outcomes.push(outcome.unwrap_or_else(|error| Outcome {
+            part,
+            note: format!("could not run: {error:#}"),
+            tally: Tally {
+                failed: 1,
+                ..Tally::default()
+            },
+        }));
+    }
+    Ok(summary(context, host, &outcomes))
+}
+
+const CLIPPY: [&str; 6] = [
+    "clippy",
+    "--workspace",
+    "--all-targets",
+    "--",
+    "-D",
+    "warnings",
+];
+
+fn summary(context: &Context, host: HostKind, outcomes: &[Outcome]) -> ExitCode {
+    let mut total = Tally::default();
+    println!("\nhost: {host}");
+    for Outcome { part, note, tally } in outcomes {
+        total.add(*tally);
+        println!(
+            "{part:>8}: {} passed, {} failed, {} skipped{}{note}",
+            tally.passed,
+            tally.failed,
+            tally.skipped,
+            if note.is_empty() { "" } else { "; " }
+        );
+    }
+    context.progress.step("done");
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed, total.failed, total.skipped
+    );
+    if total.failed == 0 && total.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn check(context: &Context, part: &'static str, args: &[&str]) -> Result<Outcome> {
+    let status = build::cargo(context, args).status()?;
+    let mut tally = Tally::default();
+    if status.success() {
+        tally.passed = 1;
+    } else {
+        tally.failed = 1;
+    }
+    Ok(Outcome {
+        part,
+        note: String::new(),
+        tally,
+    })
+}
+
+fn unit(context: &Context) -> Result<Outcome> {
+    let mut args = vec!["test", "--workspace", "--no-fail-fast"];
+    for package in GUEST_PACKAGES
+        .into_iter()
+        .filter(|name| member(context, name))
+    {
+        args.extend(["--exclude", package]);
+    }
+    let tally = cargo_test(&mut build::cargo(context, &args))?;
+    Ok(Outcome {
+        part: "unit",
+        note: String::new(),
+        tally,
+    })
+}
+
+fn bare(context: &Context, host: HostKind) -> Result<Outcome> {
+    let placement = host.bare_placement()?;
+    let note = host.announce("bare-metal guests", &placement);
+    context.progress.step(&note);
+    let tally = match placement {
+        Placement::Direct => {
+            let binaries = build::release(context)?;
+            let mut command = build::cargo(
+                context,
+                &["test", "--release", "-p", "bare-tests", "--no-fail-fast"],
+            );
+            if std::env::var_os(harness::files::BERTH_BIN).is_none() {
+                command.env(harness::files::BERTH_BIN, &binaries.berth);
+            }
+            cargo_test(&mut command)?
+        }
+        Placement::Outer | Placement::Skip(_) => Tally {
+            skipped: 1,
+            ..Tally::default()
+        },
+    };
+    Ok(Outcome {
+        part: "bare",
+        note,
+        tally,
+    })
+}
+
+fn linux(context: &Context, host: HostKind, filters: &[&str]) -> Result<Outcome> {
+    let placement = host.linux_placement()?;
+    let note = host.announce("Linux guests", &placement);
+    if let Placement::Skip(_) = placement {
+        context.progress.step(&note);
+        let tally = Tally {
+            skipped: 1,
+            ..Tally::default()
+        };
+        return Ok(Outcome {
+            part: "linux",
+            note,
+            tally,
+        });
+    }
+    let binaries = build::release(context)?;
+    let kit = images::prepare(context)?;
+    let mut words = vec!["run"];
+    words.extend(filters);
+    let mut last = None;
+    let status = relay(&mut build::linux_guests(&binaries, &kit, &words), |line| {
+        last = plain_count(line).or(last);
+    })?;
+    let mut tally = last.context("linux-guests printed no count")?;
+    if !status && tally.failed == 0 {
+        tally.failed = 1;
+    }
+    Ok(Outcome {
+        part: "linux",
+        note,
+        tally,
+    })
+}
+
+/// Is there a package of this name in the workspace?
+fn member(context: &Context, name: &str) -> bool {
+    let lock = std::fs::read_to_string(context.root.join("Cargo.lock")).unwrap_or_default();
+    lock.lines()
+        .any(|line| line == format!("name = \"{name}\""))
+}
+
+/// Runs cargo test and adds up its `test result:` lines.
+fn cargo_test(command: &mut Command) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let success = relay(command, |line| {
+        if let Some(counts) = cargo_count(line) {
+            tally.add(counts);
+        }
+    })?;
+    if !success && tally.failed == 0 {
+        // It did not build, or a test binary died.
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+/// Passes on a command's output line by line while `look` sees it too.
+fn relay(command: &mut Command, mut look: impl FnMut(&str)) -> Result<bool> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()?;
+    let output = child.stdout.take().context("no pipe")?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{}", line.trim_end_matches('\r'));
+        look(line.trim());
+    }
+    Ok(child.wait()?.success())
+}
+
+/// `test result: ok. 3 passed; 0 failed; 1 ignored; …`
+fn cargo_count(line: &str) -> Option<Tally> {
+    let rest = line.strip_prefix("test result: ")?;
+    let (_, counts) = rest.split_once(". ")?;
+    let count = |word: &str| {
+        counts
+            .split("; ")
+            .find_map(|part| part.strip_suffix(word))
+            .and_then(|number| number.trim().parse().ok())
+    };
+    Some(Tally {
+        passed: count("passed")?,
+        failed: count("failed")?,
+        skipped: count("ignored")?,
+    })
+}
+
+/// `3 passed, 0 failed, 1 skipped`
+fn plain_count(line: &str) -> Option<Tally> {
+    let mut numbers = ["passed", "failed", "skipped"]
+        .into_iter()
+        .zip(line.split(", "));
+    let mut next = || {
+        let (word, part) = numbers.next()?;
+        part.strip_suffix(word)?.trim().parse().ok()
+    };
+    Some(Tally {
+        passed: next()?,
+        failed: next()?,
+        skipped: next()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THREE: Option<Tally> = Some(Tally {
+        passed: 3,
+        failed: 2,
+        skipped: 1,
+    });
+
+    #[test]
+    fn counts_are_read_from_closing_lines() {
+        assert_eq!(
+            cargo_count(
+                "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.1s"
+            ),
+            THREE
+        );
+        assert_eq!(plain_count("3 passed, 2 failed, 1 skipped"), THREE);
+    }
+
+    #[test]
+    fn other_lines_hold_no_count() {
+        assert_eq!(cargo_count("running 3 tests"), None);
+        assert_eq!(plain_count("3 passed"), None);
+        assert_eq!(plain_count("TEST linux::x ... ok"), None);
+    }
+}
