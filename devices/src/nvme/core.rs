@@ -48,6 +48,11 @@ pub enum DoorbellError {
     Value = 2,
 }
 
+/// The PCI command register lets the function reach memory.
+const BUS_MASTER: u32 = 1;
+/// A function-level reset is going on.
+const HALTED: u32 = 2;
+
 /// The shared part of a controller.
 pub struct Core {
     /// Name in the device tree.
@@ -62,7 +67,8 @@ pub struct Core {
     pub namespaces: ArcSwap<AttachmentTable>,
     /// Longest data transfer of a command in bytes.
     pub max_transfer: u64,
-    bus_master: AtomicBool,
+    // [`BUS_MASTER`] and [`HALTED`].
+    access: AtomicU32,
     // The guest turned the volatile write cache off.
     write_through: AtomicBool,
     events: Mutex<Vec<Event>>,
@@ -95,7 +101,7 @@ impl Core {
             msix,
             namespaces: ArcSwap::default(),
             max_transfer,
-            bus_master: AtomicBool::new(false),
+            access: AtomicU32::new(0),
             write_through: AtomicBool::new(false),
             events: Mutex::default(),
             doorbell_errors: AtomicU32::new(0),
@@ -145,14 +151,30 @@ impl Core {
             .filter(move |error| bits & *error as u32 != 0)
     }
 
-    /// Whether the function may reach guest memory (PCI command register).
+    /// Whether the function may reach guest memory: the PCI command register says so, and no
+    /// function-level reset is going on.
     pub fn bus_master(&self) -> bool {
-        self.bus_master.load(Ordering::Acquire)
+        self.access.load(Ordering::Acquire) == BUS_MASTER
     }
 
     /// The guest changed the bus master bit.
     pub fn set_bus_master(&self, on: bool) {
-        self.bus_master.store(on, Ordering::Release);
+        if on {
+            self.access.fetch_or(BUS_MASTER, Ordering::Release);
+        } else {
+            self.access.fetch_and(!BUS_MASTER, Ordering::Release);
+        }
+    }
+
+    /// A function-level reset began: nothing of before is fetched or told, even if the guest sets bus
+    /// master before the queues are gone.
+    pub fn halt(&self) {
+        self.access.store(HALTED, Ordering::Release);
+    }
+
+    /// The queues are gone.
+    pub fn end_halt(&self) {
+        self.access.fetch_and(!HALTED, Ordering::Release);
     }
 
     /// Whether every write has to be on stable media when it completes (Volatile Write Cache off).

@@ -115,7 +115,7 @@ impl Controller {
     }
 
     fn function_level_reset(&self) {
-        self.core().set_bus_master(false);
+        self.core().halt();
         self.core().msix.reset();
         self.registers().function_reset();
         self.core().wake();

@@ -258,6 +258,7 @@ impl Admin {
         self.io.clear();
         self.state = State::Disabled;
         self.shutdown = ShutdownStatus::Normal;
+        controller.core().end_halt();
         controller.registers().reset_done();
     }
 

@@ -180,6 +180,28 @@ fn a_function_level_reset_says_with_rdy_that_memory_is_in_use() {
 }
 
 #[test]
+fn commands_of_before_a_function_level_reset_are_not_fetched_after_it() {
+    let machine = Machine::new();
+    let control = machine.test_namespace();
+    let guest = machine.enabled("c");
+    let mut pair = guest.create_pair(1, 8);
+    // They wait for bus master, which comes back before the main loop looks.
+    guest.write_config(0x04, &2u16.to_le_bytes());
+    let paused = guest.main_loop.pause();
+    for cid in 0..3 {
+        guest.submit(&mut pair.0, &flush(cid));
+    }
+    guest.function_level_reset();
+    guest.plug(BAR, PAIRS + 1);
+    assert!(!guest.controller.core().bus_master());
+    drop(paused);
+    guest.wait_csts("the reset", 1, 0);
+    assert_eq!(control.take_seen(), []);
+    assert!(!pair.1.has_one());
+    works_again(&guest, &control);
+}
+
+#[test]
 fn en_set_again_before_the_reset_is_over_waits_for_it() {
     let machine = Machine::new();
     let (backend, control) = stubborn_namespace(&machine);
