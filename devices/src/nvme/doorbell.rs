@@ -102,7 +102,7 @@ pub struct Rung {
 
 impl Doorbell {
     /// Stores what a vCPU wrote.
-    fn ring(&self, side: Side, value: u32) -> Result<Rung, InvalidDoorbell> {
+    fn store(&self, value: u32) -> Result<(), InvalidDoorbell> {
         let entries = self.entries.load(Ordering::Acquire);
         if entries == 0 {
             return Err(InvalidDoorbell::Register);
@@ -112,11 +112,18 @@ impl Doorbell {
         }
         self.exits.fetch_add(1, Ordering::Relaxed);
         self.value.store(value, Ordering::Release);
+        // Orders the value before looks at the shadow buffer in use; pairs with `start_shadow`.
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whom to tell, once the value is wherever the owner may look for it.
+    fn rung(&self, side: Side) -> Rung {
         // Orders the value before the look at `waiting`; pairs with `wait_for_room`.
         fence(Ordering::SeqCst);
         let tell = side == Side::SqTail || self.waiting.swap(false, Ordering::Relaxed);
         let owner = self.owner.load(Ordering::Relaxed) as usize;
-        Ok(Rung { owner, tell })
+        Rung { owner, tell }
     }
 
     /// What was last written by a doorbell exit.
@@ -259,11 +266,11 @@ impl Doorbells {
     /// Takes a guest write. The shadow value follows, as not every guest shadows every queue.
     pub fn ring(&self, id: DoorbellId, value: u32) -> Result<Rung, InvalidDoorbell> {
         let bell = self.get(id).ok_or(InvalidDoorbell::Register)?;
-        let rung = bell.ring(id.side, value)?;
+        bell.store(value)?;
         if let Some(shadow) = &*self.shadow.load() {
             shadow.set_value(id, value);
         }
-        Ok(rung)
+        Ok(bell.rung(id.side))
     }
 
     /// The newest value of a doorbell from wherever the guest puts it now. The caller checks it
@@ -429,5 +436,175 @@ impl WantedEvent {
         {
             crate::guest_warn!("kernel event for the doorbell at {address:#x} stays: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+
+    struct NoEvents;
+
+    impl IoEvents for NoEvents {
+        fn register(&self, _: &EventFd, _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn unregister(&self, _: &EventFd, _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+
+    fn doorbells() -> Doorbells {
+        Doorbells::new(4, Arc::new(NoEvents))
+    }
+
+    fn shadow() -> Arc<Shadow> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        Arc::new(Shadow::new(&GuestRam::new(memory), 0x1000, 0x2000).unwrap())
+    }
+
+    #[test]
+    fn doorbells_are_where_the_specification_has_them() {
+        assert_eq!(DoorbellId::at(0x1000), Some(DoorbellId::sq(0)));
+        assert_eq!(DoorbellId::at(0x1004), Some(DoorbellId::cq(0)));
+        assert_eq!(DoorbellId::at(0x100c), Some(DoorbellId::cq(1)));
+        assert_eq!(DoorbellId::at(0x1ffc), Some(DoorbellId::cq(511)));
+        for offset in [0, 0xffc, 0x1001, 0x1002, 0x1006, u64::MAX] {
+            assert_eq!(DoorbellId::at(offset), None, "{offset:#x}");
+        }
+        assert_eq!(DoorbellId::cq(511).offset(), 0xffc);
+    }
+
+    #[test]
+    fn only_indices_into_an_open_queue_are_taken() {
+        let doorbells = doorbells();
+        let id = DoorbellId::sq(1);
+        assert_eq!(doorbells.ring(id, 0), Err(InvalidDoorbell::Register));
+        doorbells.open(id, 4, 7);
+        for value in [4, 5, 0xffff, 0x1_0000, u32::MAX] {
+            assert_eq!(doorbells.ring(id, value), Err(InvalidDoorbell::Value));
+        }
+        let rung = doorbells.ring(id, 3).unwrap();
+        assert_eq!((rung.owner, rung.tell), (7, true));
+        assert_eq!(doorbells.value(id, None), 3);
+        assert_eq!(
+            doorbells.ring(DoorbellId::cq(1), 0),
+            Err(InvalidDoorbell::Register)
+        );
+        assert_eq!(
+            doorbells.ring(DoorbellId::sq(5), 0),
+            Err(InvalidDoorbell::Register)
+        );
+        doorbells.close(id);
+        assert_eq!(doorbells.ring(id, 1), Err(InvalidDoorbell::Register));
+        doorbells.open(id, 2, 0);
+        assert_eq!(doorbells.value(id, None), 0, "a value of the queue before");
+        doorbells.reset();
+        assert_eq!(doorbells.ring(id, 1), Err(InvalidDoorbell::Register));
+    }
+
+    #[test]
+    fn heads_are_told_of_only_when_waited_for() {
+        let doorbells = doorbells();
+        let id = DoorbellId::cq(1);
+        doorbells.open(id, 4, 0);
+        assert!(!doorbells.ring(id, 1).unwrap().tell);
+        doorbells.get(id).unwrap().wait_for_room();
+        assert!(doorbells.ring(id, 2).unwrap().tell);
+        assert!(!doorbells.ring(id, 3).unwrap().tell);
+    }
+
+    /// Lets two threads go on at nearly the same moment, again and again.
+    #[derive(Default)]
+    struct Steps(AtomicU32);
+
+    impl Steps {
+        /// Waits until both threads are at `step`, which counts from 1.
+        fn meet(&self, step: u32) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            let mut spins = 0u32;
+            while self.0.load(Ordering::SeqCst) < 2 * step {
+                spins += 1;
+                if spins.is_multiple_of(1_000) {
+                    std::thread::yield_now();
+                }
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_is_told_of_or_seen() {
+        const ROUNDS: u32 = 20_000;
+        for shadow in [None, Some(shadow())] {
+            let doorbells = doorbells();
+            let id = DoorbellId::cq(1);
+            doorbells.open(id, 1 << 16, 0);
+            if let Some(shadow) = &shadow {
+                doorbells.start_shadow(shadow);
+            }
+            let steps = Steps::default();
+            std::thread::scope(|scope| {
+                let vcpu = scope.spawn(|| {
+                    let ring = |value| {
+                        steps.meet(2 * value - 1);
+                        let tell = doorbells.ring(id, value).unwrap().tell;
+                        steps.meet(2 * value);
+                        tell
+                    };
+                    (1..=ROUNDS).map(ring).collect::<Vec<_>>()
+                });
+                let look = |value| {
+                    steps.meet(2 * value - 1);
+                    doorbells.get(id).unwrap().wait_for_room();
+                    let seen = doorbells.value(id, shadow.as_deref()) == value;
+                    steps.meet(2 * value);
+                    seen
+                };
+                let seen: Vec<_> = (1..=ROUNDS).map(look).collect();
+                let told = vcpu.join().unwrap();
+                let lost = seen
+                    .iter()
+                    .zip(&told)
+                    .filter(|(seen, told)| !**seen && !**told);
+                assert_eq!(lost.count(), 0, "with shadow: {}", shadow.is_some());
+            });
+        }
+    }
+
+    #[test]
+    fn shadow_buffers_start_with_the_values_of_before() {
+        let (doorbells, shadow, later) = (doorbells(), shadow(), shadow());
+        let (sq, cq) = (DoorbellId::sq(2), DoorbellId::cq(2));
+        doorbells.open(sq, 8, 0);
+        doorbells.open(cq, 8, 0);
+        doorbells.ring(sq, 5).unwrap();
+        doorbells.ring(cq, 3).unwrap();
+        doorbells.start_shadow(&shadow);
+        let index = |shadow: &Shadow, id: DoorbellId| {
+            shadow
+                .event_indices
+                .load_u32(id.offset(), Ordering::Relaxed)
+        };
+        assert_eq!((shadow.value(sq), shadow.value(cq)), (5, 3));
+        assert_eq!((index(&shadow, sq), index(&shadow, cq)), (5, 3));
+        // The guest goes on in memory; one value is nonsense.
+        shadow.set_value(sq, 7);
+        shadow.set_value(cq, 8);
+        doorbells.start_shadow(&later);
+        assert_eq!((later.value(sq), later.value(cq)), (7, 3));
+        // A queue made later starts at 0, whatever is in the buffer.
+        let new = DoorbellId::sq(3);
+        later.set_value(new, 6);
+        doorbells.open(new, 8, 0);
+        assert_eq!((later.value(new), index(&later, new)), (0, 0));
+        // A write that exits is in the buffer, too.
+        doorbells.ring(new, 2).unwrap();
+        assert_eq!(doorbells.value(new, Some(&later)), 2);
+        doorbells.reset();
+        assert!(doorbells.shadow().is_none());
     }
 }

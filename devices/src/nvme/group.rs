@@ -258,9 +258,14 @@ impl Group {
         self.posted = true;
     }
 
-    /// Raises one interrupt for all completions posted since the last.
+    /// Raises one interrupt for all completions posted since the last; it is a write to memory and
+    /// waits for bus master like any.
     pub fn interrupt(&mut self) {
-        if std::mem::take(&mut self.posted) && self.cq.vector().is_some() {
+        if !self.posted || !self.core.bus_master() {
+            return;
+        }
+        self.posted = false;
+        if self.cq.vector().is_some() {
             self.core.interrupt(self.cq.vector());
             self.cq_stats.interrupts.add(1);
         }
@@ -286,7 +291,8 @@ impl Group {
             return;
         };
         let head = sq.queue.head();
-        if sq.state == State::Running && sq.event_index.replace(head) != Some(head) {
+        let running = sq.state == State::Running && self.state == State::Running;
+        if running && sq.event_index.replace(head) != Some(head) {
             shadow.set_event_index(DoorbellId::sq(sq.queue.id()), head);
         }
     }
@@ -314,5 +320,238 @@ impl Group {
                 sq.stats.wakeups.add(1);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::interrupt::{MsiGroup, MsiMessage};
+    use crate::ioevent::IoEvents;
+    use crate::nvme::doorbell::Doorbells;
+    use crate::nvme::spec::Status;
+    use crate::pci::msix::Msix;
+    use crate::ram::{GuestRam, MappedRange};
+
+    struct Nothing;
+
+    impl MsiGroup for Nothing {
+        fn trigger(&self, _: u16) {}
+
+        fn update(&self, _: &[(u16, Option<MsiMessage>)]) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn discard(&self) {}
+    }
+
+    impl IoEvents for Nothing {
+        fn register(&self, _: &vmm_sys_util::eventfd::EventFd, _: u64) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn unregister(&self, _: &vmm_sys_util::eventfd::EventFd, _: u64) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const SQ: u64 = 0x1000;
+    const CQ: u64 = 0x2000;
+    const VALUES: u64 = 0x3000;
+    const INDICES: u64 = 0x4000;
+
+    struct Setup {
+        group: Group,
+        values: MappedRange,
+        indices: MappedRange,
+    }
+
+    /// Queue pair 1 with these entries, with or without shadow doorbells.
+    fn setup(sq_entries: u32, cq_entries: u32, shadow: bool) -> Setup {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        let ram = GuestRam::new(memory);
+        let doorbells = Doorbells::new(2, Arc::new(Nothing));
+        doorbells.open(DoorbellId::sq(1), sq_entries, 0);
+        doorbells.open(DoorbellId::cq(1), cq_entries, 0);
+        if shadow {
+            let shadow = Shadow::new(&ram, VALUES, INDICES).unwrap();
+            doorbells.start_shadow(&Arc::new(shadow));
+        }
+        let msix = Msix::new(3, Arc::new(Nothing));
+        let core = Core::new("c".into(), ram.clone(), doorbells, msix, 4096).unwrap();
+        core.set_bus_master(true);
+        let sq = SubmissionQueue::new(&ram, 1, SQ, sq_entries).unwrap();
+        let cq = CompletionQueue::new(&ram, 1, CQ, cq_entries, Some(1)).unwrap();
+        let mut group = Group::new(Arc::new(core), cq, Arc::default());
+        group.add_sq(sq, Arc::default());
+        Setup {
+            group,
+            values: ram.map(VALUES, 4096).unwrap(),
+            indices: ram.map(INDICES, 4096).unwrap(),
+        }
+    }
+
+    impl Setup {
+        fn set(&self, offset: usize, value: u32) {
+            self.values.store_u32(offset, value, Ordering::SeqCst);
+        }
+
+        fn index(&self, offset: usize) -> u32 {
+            self.indices.load_u32(offset, Ordering::SeqCst)
+        }
+
+        /// Fetches and completes a command, if there is one and room.
+        fn serve(&mut self) -> bool {
+            let Some((sqe, room)) = self.group.fetch(0) else {
+                return false;
+            };
+            self.group.complete(0, sqe.cid(), room, Ok(0));
+            true
+        }
+
+        fn errors(&self) -> usize {
+            self.group.core.take_doorbell_errors().count()
+        }
+    }
+
+    const TAIL: usize = 8;
+    const HEAD: usize = 12;
+
+    #[test]
+    fn nothing_is_fetched_without_room_and_the_room_comes_back() {
+        let mut setup = setup(8, 2, false);
+        setup
+            .group
+            .core
+            .doorbells
+            .ring(DoorbellId::sq(1), 3)
+            .unwrap();
+        let (_sqe, room) = setup.group.fetch(0).unwrap();
+        assert_eq!(setup.group.poll(0), Fetch::NoRoom);
+        assert!(setup.group.fetch(0).is_none());
+        setup.group.forget(0, room);
+        assert_eq!(setup.group.poll(0), Fetch::Command);
+        assert!(setup.serve() && !setup.serve());
+        setup
+            .group
+            .core
+            .doorbells
+            .ring(DoorbellId::cq(1), 1)
+            .unwrap();
+        assert!(setup.serve() && !setup.serve());
+        assert_eq!(setup.group.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_queue_that_is_going_takes_no_commands() {
+        let mut setup = setup(8, 8, false);
+        setup
+            .group
+            .core
+            .doorbells
+            .ring(DoorbellId::sq(1), 3)
+            .unwrap();
+        assert_eq!(setup.group.poll(0), Fetch::Command);
+        setup.group.core.set_bus_master(false);
+        assert_eq!(setup.group.poll(0), Fetch::Empty);
+        setup.group.core.set_bus_master(true);
+        setup.group.sq_mut(0).unwrap().state = State::Deleting;
+        assert_eq!(setup.group.poll(0), Fetch::Empty);
+        setup.group.sq_mut(0).unwrap().state = State::Running;
+        setup.group.state = State::Resetting;
+        assert_eq!(setup.group.poll(0), Fetch::Empty);
+    }
+
+    #[test]
+    fn before_sleep_the_tail_is_asked_for_and_looked_at_again() {
+        let mut setup = setup(8, 8, true);
+        assert!(!setup.group.prepare_sleep());
+        assert_eq!(setup.index(TAIL), 0);
+        setup.set(TAIL, 2);
+        assert!(setup.group.prepare_sleep(), "it came in the meantime");
+        assert!(setup.serve() && setup.serve() && !setup.serve());
+        assert!(!setup.group.prepare_sleep());
+        assert_eq!(setup.index(TAIL), 2);
+        // While a reset is going on, nothing of the guest's is written.
+        setup.set(TAIL, 3);
+        setup.serve();
+        setup.group.state = State::Resetting;
+        setup.group.prepare_sleep();
+        assert_eq!(setup.index(TAIL), 2);
+    }
+
+    #[test]
+    fn a_full_queue_asks_for_the_next_head_and_otherwise_for_one_a_lap_away() {
+        let mut setup = setup(16, 4, true);
+        setup.set(TAIL, 10);
+        for _ in 0..3 {
+            assert!(setup.serve());
+        }
+        assert!(!setup.serve());
+        assert_eq!(setup.index(HEAD), 3, "one lap from 0");
+        assert!(!setup.group.prepare_sleep());
+        assert_eq!(setup.index(HEAD), 0, "whatever comes next");
+        setup.set(HEAD, 2);
+        assert!(setup.group.prepare_sleep(), "there is room");
+        assert!(setup.serve() && setup.serve() && !setup.serve());
+        assert_eq!(setup.index(HEAD), 1, "one lap from 2");
+    }
+
+    #[test]
+    fn values_that_are_none_are_told_once_until_they_are_right_again() {
+        let mut setup = setup(8, 2, true);
+        for _ in 0..2 {
+            for value in [8, 9, u32::MAX] {
+                setup.set(TAIL, value);
+                assert_eq!(setup.group.poll(0), Fetch::Empty);
+                assert!(!setup.group.prepare_sleep());
+            }
+            assert_eq!(setup.errors(), 1);
+            assert!(!setup.group.prepare_sleep());
+            assert_eq!(setup.errors(), 0);
+            setup.set(TAIL, 0);
+            assert_eq!(setup.group.poll(0), Fetch::Empty);
+        }
+        setup.set(TAIL, 2);
+        setup.set(HEAD, 2);
+        assert!(setup.serve());
+        for _ in 0..3 {
+            assert!(!setup.serve() && !setup.group.prepare_sleep());
+        }
+        assert_eq!(setup.errors(), 1);
+        setup.set(HEAD, 1);
+        assert!(setup.serve());
+    }
+
+    #[test]
+    fn completions_name_queue_and_head() {
+        let mut setup = setup(8, 8, false);
+        setup
+            .group
+            .core
+            .doorbells
+            .ring(DoorbellId::sq(1), 2)
+            .unwrap();
+        let (_, first) = setup.group.fetch(0).unwrap();
+        let (_, second) = setup.group.fetch(0).unwrap();
+        setup.group.complete(0, 7, second, Ok(9));
+        let busy = CommandError::transient(Status::ABORT_REQUESTED);
+        setup.group.complete(0, 8, first, Err(busy));
+        let read = |at| setup.group.core.ram.read::<Cqe>(at).unwrap();
+        let (good, bad) = (read(CQ), read(CQ + 16));
+        assert_eq!((good.dw0, good.sqhd, good.sqid, good.cid), (9, 2, 1, 7));
+        assert_eq!(
+            (bad.status(), bad.dnr(), bad.cid),
+            (Status::ABORT_REQUESTED, false, 8)
+        );
+        // A queue that is gone gives its entry back.
+        let room = setup.group.reserve().unwrap();
+        let free = setup.group.cq.free();
+        setup.group.post(5, 1, room, Ok(0));
+        assert_eq!(setup.group.cq.free(), free + 1);
     }
 }

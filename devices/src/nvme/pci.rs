@@ -52,9 +52,10 @@ impl PciDevice for Controller {
             self.function_level_reset();
             return;
         }
+        let bus_master = space.bus_master();
         drop(space);
-        if let Some(command) = effects.command {
-            self.set_bus_master(command.bus_master());
+        if effects.command.is_some() || effects.power_state.is_some() {
+            self.set_bus_master(bus_master);
         }
         if let Some(control) = effects.msix_control {
             self.core()

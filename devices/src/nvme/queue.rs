@@ -178,3 +178,98 @@ impl CompletionQueue {
 fn next(index: u32, entries: u32) -> u32 {
     if index + 1 == entries { 0 } else { index + 1 }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::nvme::spec::Status;
+
+    fn ram() -> GuestRam {
+        GuestRam::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap())
+    }
+
+    fn entry(ram: &GuestRam, index: u64) -> Cqe {
+        ram.read(index * 16).unwrap()
+    }
+
+    #[test]
+    fn rings_lie_in_ram() {
+        let ram = ram();
+        assert!(SubmissionQueue::new(&ram, 1, 0x3fc0, 1).is_ok());
+        assert!(SubmissionQueue::new(&ram, 1, 0x3fc0, 2).is_err());
+        assert!(SubmissionQueue::new(&ram, 1, 0, 65_536).is_err());
+        assert!(CompletionQueue::new(&ram, 1, 0, 1024, None).is_ok());
+        assert!(CompletionQueue::new(&ram, 1, 0, 1025, None).is_err());
+        assert!(CompletionQueue::new(&ram, 1, 0u64.wrapping_sub(4096), 2, None).is_err());
+    }
+
+    #[test]
+    fn commands_are_fetched_up_to_the_tail_and_round_the_end() {
+        let ram = ram();
+        let mut queue = SubmissionQueue::new(&ram, 1, 0x1000, 3).unwrap();
+        for nsid in 0..3u32 {
+            ram.write(0x1004 + u64::from(nsid) * 64, &nsid).unwrap();
+        }
+        let mut pop = |tail| queue.pop(tail).map(|sqe| sqe.nsid);
+        assert_eq!(pop(0), None);
+        assert_eq!([pop(2), pop(2), pop(2)], [Some(0), Some(1), None]);
+        assert_eq!([pop(1), pop(1), pop(1)], [Some(2), Some(0), None]);
+        assert_eq!(queue.head(), 1);
+        assert!(queue.has_index(2) && !queue.has_index(3) && !queue.has_index(u32::MAX));
+    }
+
+    #[test]
+    fn the_phase_changes_with_every_lap() {
+        let ram = ram();
+        let mut queue = CompletionQueue::new(&ram, 1, 0, 3, Some(4)).unwrap();
+        for number in 0..7u16 {
+            let room = queue.reserve().unwrap();
+            queue.post(room, &Cqe::success(0, 0, 1, number));
+            let posted = entry(&ram, u64::from(number) % 3);
+            assert_eq!((posted.cid, posted.phase()), (number, number / 3 % 2 == 0));
+            assert!(queue.set_head(u32::from(number + 1) % 3));
+        }
+        let room = queue.reserve().unwrap();
+        queue.post(room, &Cqe::error(Status::INVALID_FIELD, true, 9, 1, 77));
+        let posted = entry(&ram, 1);
+        assert_eq!((posted.status(), posted.sqhd), (Status::INVALID_FIELD, 9));
+        assert!(posted.dnr() && posted.phase() == (7 / 3 % 2 == 0));
+    }
+
+    #[test]
+    fn entries_are_free_reserved_or_posted() {
+        let ram = ram();
+        let mut queue = CompletionQueue::new(&ram, 1, 0, 4, None).unwrap();
+        let [first, second, third] = [0; 3].map(|_| queue.reserve().unwrap());
+        assert!(
+            queue.reserve().is_none(),
+            "one entry of a full queue is never used"
+        );
+        queue.give_back(second);
+        assert_eq!(queue.free(), 1);
+        queue.post(first, &Cqe::default());
+        assert_eq!(queue.free(), 1);
+        // Heads beyond what was posted free nothing.
+        for head in [2, 3, 4, u32::MAX] {
+            assert!(!queue.set_head(head), "{head}");
+        }
+        assert!(queue.set_head(1));
+        assert_eq!((queue.free(), queue.head()), (2, 1));
+        assert!(!queue.set_head(0), "back");
+        queue.post(third, &Cqe::default());
+        assert_eq!(queue.free(), 2);
+    }
+
+    #[test]
+    fn the_index_before_the_head_is_one_lap_away() {
+        let ram = ram();
+        let mut queue = CompletionQueue::new(&ram, 1, 0, 4, None).unwrap();
+        assert_eq!(queue.head_minus_one(), 3);
+        let room = queue.reserve().unwrap();
+        queue.post(room, &Cqe::default());
+        assert!(queue.set_head(1));
+        assert_eq!(queue.head_minus_one(), 0);
+    }
+}

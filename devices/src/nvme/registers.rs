@@ -142,12 +142,12 @@ impl Registers {
         self.csts = Csts::new();
     }
 
-    /// The function was reset: all registers are as after power-on.
+    /// The function was reset: all registers are as after power-on. CSTS is, too, once the owner has
+    /// disabled the controller: until then RDY says that guest memory may be in use.
     pub fn function_reset(&mut self) {
-        // The owner still has a controller to disable.
         *self = Self {
             reset_asked: true,
-            csts: self.csts.with_rdy(false),
+            csts: self.csts,
             ..Self::new(self.cap.mqes_z())
         };
     }
@@ -155,5 +155,75 @@ impl Registers {
     /// Reports how far a shutdown is.
     pub fn set_shutdown(&mut self, status: ShutdownStatus) {
         self.csts.set_shst(status);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EN: u32 = 1;
+    const CC: u64 = 0x14;
+
+    fn write_cc(registers: &mut Registers, value: u32) -> bool {
+        registers.write(CC, &value.to_le_bytes())
+    }
+
+    #[test]
+    fn only_a_change_of_cc_asks_for_something() {
+        let mut registers = Registers::new(63);
+        assert!(!registers.write(0x24, &0x1f_001fu32.to_le_bytes()));
+        assert!(!registers.write(0x28, &0x1000u64.to_le_bytes()));
+        assert!(!write_cc(&mut registers, 0));
+        assert!(write_cc(&mut registers, EN));
+        assert!(!write_cc(&mut registers, EN));
+        // As one of two registers.
+        assert!(registers.write(0x10, &(u64::from(EN | 1 << 14) << 32).to_le_bytes()));
+    }
+
+    #[test]
+    fn a_reset_is_asked_for_until_it_is_taken() {
+        let mut registers = Registers::new(63);
+        write_cc(&mut registers, EN);
+        assert!(!registers.take_reset_asked());
+        write_cc(&mut registers, 0);
+        assert!(
+            write_cc(&mut registers, EN),
+            "EN is as it was, the reset is not done"
+        );
+        assert!(registers.take_reset_asked());
+        assert!(!registers.take_reset_asked());
+    }
+
+    #[test]
+    fn a_function_reset_keeps_rdy_until_the_owner_is_done() {
+        let mut registers = Registers::new(63);
+        registers.write(0x28, &0x1000u64.to_le_bytes());
+        write_cc(&mut registers, EN);
+        registers.csts.set_rdy(true);
+        registers.function_reset();
+        assert_eq!((registers.cc, registers.asq), (Cc::new(), 0));
+        assert!(registers.csts.rdy() && registers.take_reset_asked());
+        registers.reset_done();
+        assert_eq!(registers.csts, Csts::new());
+        let mut cap = [0; 2];
+        registers.read(0, &mut cap);
+        assert_eq!(cap, [63, 0]);
+    }
+
+    #[test]
+    fn registers_are_bytes_to_a_reader() {
+        let mut registers = Registers::new(0x1234);
+        registers.write(0x30, &0x1122_3344_5566_7788u64.to_le_bytes());
+        let mut bytes = [0xff; 12];
+        registers.read(0x2d, &mut bytes);
+        assert_eq!(
+            bytes,
+            [0, 0, 0, 0, 0x70, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0]
+        );
+        registers.read(u64::MAX - 20, &mut bytes);
+        assert_eq!(bytes, [0; 12]);
+        registers.read(8, &mut bytes[..3]);
+        assert_eq!(bytes[..3], [0, 0, 2]);
     }
 }

@@ -24,6 +24,9 @@ pub const BAR: u64 = 0xe000_0000;
 /// I/O queue pairs of a controller.
 pub const PAIRS: u16 = 8;
 
+/// Where no RAM can be.
+pub const LAST_PAGE: u64 = 0u64.wrapping_sub(4096);
+
 const RAM_SIZE: usize = 64 << 20;
 const PAGE: u64 = 4096;
 
@@ -528,10 +531,6 @@ impl Guest {
     pub fn create_pair(&self, id: u16, entries: u32) -> (Sq, Cq) {
         let cq = self.create_cq(id, entries);
         (self.create_sq(id, entries, id), cq)
-    }
-
-    pub fn delete_queue(&self, opcode: AdminOpcode, id: u16) -> Cqe {
-        self.admin(delete_queue(opcode, id))
     }
 
     /// Submits one command and rings.

@@ -293,7 +293,7 @@ fn data_pointers_that_lead_nowhere_are_refused() {
     let guest = machine.enabled("c");
     for (prp1, prp2, status) in [
         (0xe000_0000, 0, Status::DATA_TRANSFER_ERROR),
-        (u64::MAX & !3, 0, Status::DATA_TRANSFER_ERROR),
+        (LAST_PAGE + 0xffc, 0, Status::DATA_TRANSFER_ERROR),
         (0x1002, 0, Status::INVALID_PRP_OFFSET),
         (0x1800, 0x2004, Status::INVALID_PRP_OFFSET),
         (0x1800, 0xe000_0000, Status::DATA_TRANSFER_ERROR),

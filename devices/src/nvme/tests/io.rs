@@ -132,7 +132,7 @@ fn prps_that_lead_nowhere_are_refused_before_anything_is_done() {
     for opcode in [NvmOpcode::READ, NvmOpcode::WRITE] {
         for (blocks, prp1, prp2, status) in [
             (1, 0xe000_0000, 0, Status::DATA_TRANSFER_ERROR),
-            (1, u64::MAX & !0xfff, 0, Status::DATA_TRANSFER_ERROR),
+            (1, LAST_PAGE, 0, Status::DATA_TRANSFER_ERROR),
             (1, page + 2, 0, Status::INVALID_PRP_OFFSET),
             (16, page, page + 8, Status::INVALID_PRP_OFFSET),
             (16, page, 0xe000_0000, Status::DATA_TRANSFER_ERROR),
@@ -140,7 +140,7 @@ fn prps_that_lead_nowhere_are_refused_before_anything_is_done() {
             (64, page, list, Status::DATA_TRANSFER_ERROR),
             (64, page, list + 8, Status::INVALID_PRP_OFFSET),
             (64, page, 0xe000_0000, Status::DATA_TRANSFER_ERROR),
-            (64, page, u64::MAX & !7, Status::DATA_TRANSFER_ERROR),
+            (64, page, LAST_PAGE + 0xff8, Status::DATA_TRANSFER_ERROR),
         ] {
             setup.refused(transfer(opcode, 0, 0, blocks, (prp1, prp2)), status);
         }

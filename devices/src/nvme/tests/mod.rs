@@ -7,11 +7,14 @@
 mod fakes;
 mod features;
 mod full;
+mod fuzz;
 mod harness;
 mod identify;
+mod interrupts;
 mod io;
 mod logs;
 mod namespaces;
 mod queues;
 mod registers;
+mod reset;
 mod shadow;

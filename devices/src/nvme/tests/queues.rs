@@ -49,7 +49,7 @@ fn completion_queues_that_cannot_be_created() {
         ..good
     };
     refused(&guest, misaligned, Status::INVALID_PRP_OFFSET);
-    for prp1 in [0xe000_0000, u64::MAX & !0xfff] {
+    for prp1 in [0xe000_0000, LAST_PAGE] {
         refused(&guest, Sqe { prp1, ..good }, Status::DATA_TRANSFER_ERROR);
     }
     // 65,536 entries that begin in RAM and end outside.

@@ -203,7 +203,7 @@ fn pages_that_are_none_are_refused() {
         (page + 8, page, Status::INVALID_FIELD),
         (page, page + 8, Status::INVALID_FIELD),
         (0xe000_0000, page, Status::DATA_TRANSFER_ERROR),
-        (page, u64::MAX & !0xfff, Status::DATA_TRANSFER_ERROR),
+        (page, LAST_PAGE, Status::DATA_TRANSFER_ERROR),
     ] {
         let cqe = guest.admin(Sqe {
             prp1,
