@@ -7,6 +7,7 @@ use linux_loader::loader::bootparam::{
     LOADED_HIGH, XLF_KERNEL_64, boot_e820_entry, boot_params, setup_header,
 };
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+use zerocopy::little_endian::{U16, U32};
 
 use crate::error::{Error, FileError, KernelError};
 use crate::file::Image;
@@ -14,11 +15,15 @@ use crate::layout;
 use crate::memory_map::memory_map;
 
 /// Where the setup header is, in the file and in `boot_params`.
-const HEADER_OFFSET: u64 = 0x1F1;
-/// The byte that says where the setup header ends, counted from 0x202.
+const HEADER_OFFSET: usize = 0x1F1;
+/// The byte that says where the setup header ends, counted from the byte after.
 const HEADER_LENGTH_OFFSET: u64 = 0x201;
+/// Where the magic number is, right after that byte.
+const MAGIC_OFFSET: usize = 0x202;
+/// Where the boot sector signature is.
+const BOOT_FLAG_OFFSET: u64 = 0x1FE;
 /// End of the fields up to `init_size`, which protocol 2.12 has.
-const HEADER_MIN_END: u64 = 0x264;
+const HEADER_MIN_END: usize = 0x264;
 /// "HdrS".
 const HEADER_MAGIC: u32 = 0x5372_6448;
 /// Boot sector signature.
@@ -47,10 +52,10 @@ pub(crate) struct BzImage {
 /// Whether the file has the magic numbers of a Linux kernel image.
 pub(crate) fn is_bzimage(image: &Image) -> bool {
     image
-        .read::<zerocopy::little_endian::U16>(0x1FE)
+        .read::<U16>(BOOT_FLAG_OFFSET)
         .is_ok_and(|flag| flag == BOOT_FLAG)
         && image
-            .read::<zerocopy::little_endian::U32>(0x202)
+            .read::<U32>(MAGIC_OFFSET as u64)
             .is_ok_and(|magic| magic == HEADER_MAGIC)
 }
 
@@ -153,13 +158,13 @@ impl BzImage {
 /// Reads as much of the setup header as the file says it has; the rest stays
 /// zero, as boot.rst asks.
 fn read_header(image: &Image) -> Result<setup_header, KernelError> {
-    image.require(HEADER_MIN_END)?;
+    image.require(HEADER_MIN_END as u64)?;
     let length: u8 = image.read(HEADER_LENGTH_OFFSET)?;
-    let end = (0x202 + u64::from(length)).max(HEADER_MIN_END);
+    let end = (MAGIC_OFFSET + usize::from(length)).max(HEADER_MIN_END);
     let mut header = setup_header::default();
     let bytes = header.as_mut_slice();
-    let known = bytes.len().min((end - HEADER_OFFSET) as usize);
-    image.read_at(&mut bytes[..known], HEADER_OFFSET)?;
+    let known = bytes.len().min(end - HEADER_OFFSET);
+    image.read_at(&mut bytes[..known], HEADER_OFFSET as u64)?;
 
     let version = header.version;
     if version < MIN_PROTOCOL {

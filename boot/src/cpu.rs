@@ -32,8 +32,7 @@ const DATA_SELECTOR: u16 = 0x18;
 /// The task register must hold a busy TSS for VMX to enter the guest.
 const TSS_SELECTOR: u16 = 0x20;
 /// Two unused entries, code, data, and a TSS that takes two in long mode.
-const GDT_ENTRIES: usize = 6;
-const GDT_LIMIT: u16 = 6 * 8 - 1;
+const GDT_ENTRIES: u16 = 6;
 
 /// A segment register with its hidden part; the fields are `kvm_segment`'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +175,7 @@ impl CpuState {
             data: Segment::DATA,
             tr: Segment::TSS,
             gdt_base: layout::GDT,
-            gdt_limit: GDT_LIMIT,
+            gdt_limit: GDT_ENTRIES * 8 - 1,
             cr0: CR0_PE | CR0_ET,
             cr3: 0,
             cr4: 0,
@@ -186,7 +185,7 @@ impl CpuState {
 
     /// Writes the GDT and, for long mode, the page tables.
     pub(crate) fn write_tables(&self, ram: &GuestMemoryMmap) -> Result<(), Error> {
-        let gdt: [u64; GDT_ENTRIES] = [
+        let gdt: [u64; GDT_ENTRIES as usize] = [
             0,
             0,
             self.cs.descriptor(),

@@ -100,21 +100,17 @@ pub(crate) fn is_elf(image: &Image) -> bool {
 impl Elf {
     /// Checks the headers of `image` against the file and `memory` bytes of RAM.
     pub(crate) fn parse(image: Image, memory: u64) -> Result<Self, KernelError> {
-        let mut segments = Vec::new();
-        let mut entry = None;
-        for header in program_headers(&image)? {
-            match header.segment_type.get() {
-                SEGMENT_LOAD if header.memsz != 0 || header.filesz != 0 => {
-                    segments.push(check_segment(&image, &header, memory)?);
-                }
-                SEGMENT_NOTE if entry.is_none() => entry = find_pvh_entry(&image, &header)?,
-                _ => {}
-            }
-        }
+        let headers = program_headers(&image)?;
+        let entry = pvh_entry(&image, &headers)?;
+        let segments = headers
+            .iter()
+            .filter(|header| header.segment_type == SEGMENT_LOAD)
+            .filter(|header| header.memsz != 0 || header.filesz != 0)
+            .map(|header| check_segment(&image, header, memory))
+            .collect::<Result<Vec<_>, _>>()?;
         if segments.is_empty() {
             return Err(KernelError::NoSegments);
         }
-        let entry = entry.ok_or(KernelError::NoPvhNote)?;
         if !segments
             .iter()
             .any(|segment| (segment.address..segment.end).contains(&entry))
@@ -199,6 +195,19 @@ fn check_segment(
         address,
         end,
     })
+}
+
+/// The PVH entry point. It is looked for before anything else is checked: any
+/// program is an ELF file, and that it is no kernel says more than its addresses.
+fn pvh_entry(image: &Image, headers: &[ProgramHeader]) -> Result<u64, KernelError> {
+    for header in headers {
+        if header.segment_type == SEGMENT_NOTE
+            && let Some(entry) = find_pvh_entry(image, header)?
+        {
+            return Ok(entry);
+        }
+    }
+    Err(KernelError::NoPvhNote)
 }
 
 /// Looks for the PVH entry point in one PT_NOTE segment.

@@ -18,6 +18,8 @@ pub mod layout;
 mod memory_map;
 mod pvh;
 mod reset_vector;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::path::Path;

@@ -151,6 +151,7 @@ struct BerthArgs {
 
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand)]
+#[allow(clippy::large_enum_variant)] // There is one of it, for a moment.
 enum Subcommand {
     Run(RunArgs),
     Ctl(CtlArgs),
@@ -269,20 +270,17 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
         option if option.starts_with('-') => parsed("", usize::MAX, &args)?,
         other => return Err(unknown_command(other)),
     };
-    match parsed {
-        Parsed::Help(text) => Ok(Invocation::Print(text)),
-        Parsed::Args(BerthArgs { version: true, .. }) => Ok(Invocation::Print(
+    let args = match parsed {
+        Parsed::Help(text) => return Ok(Invocation::Print(text)),
+        Parsed::Args(args) => *args,
+    };
+    match args.command {
+        _ if args.version => Ok(Invocation::Print(
             concat!("berth ", env!("CARGO_PKG_VERSION"), "\n").into(),
         )),
-        Parsed::Args(BerthArgs {
-            command: Some(Subcommand::Run(args)),
-            ..
-        }) => run_config(args),
-        Parsed::Args(BerthArgs {
-            command: Some(Subcommand::Ctl(args)),
-            ..
-        }) => ctl_config(&args),
-        Parsed::Args(BerthArgs { command: None, .. }) => Err(nothing_to_do()),
+        Some(Subcommand::Run(args)) => run_config(args),
+        Some(Subcommand::Ctl(args)) => ctl_config(&args),
+        None => Err(nothing_to_do()),
     }
 }
 
@@ -320,7 +318,7 @@ fn help(topics: &[String]) -> Result<Invocation, CliError> {
 }
 
 enum Parsed {
-    Args(BerthArgs),
+    Args(Box<BerthArgs>),
     Help(String),
 }
 
@@ -365,7 +363,7 @@ fn parsed(name: &str, verbatim: usize, args: &[String]) -> Result<Parsed, CliErr
             .map(String::as_str),
     );
     match BerthArgs::from_args(&["berth"], &args) {
-        Ok(parsed) => Ok(Parsed::Args(parsed)),
+        Ok(parsed) => Ok(Parsed::Args(Box::new(parsed))),
         Err(EarlyExit {
             output,
             status: Ok(()),

@@ -116,11 +116,7 @@ impl EventLoop {
     }
 }
 
-/// Another descriptor of the same file, for who has to give the first one away.
-///
-/// # Errors
-/// No file descriptor left.
-pub fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
+fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
     // SAFETY: the object that has this descriptor is borrowed, so it is open.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.as_raw_fd()) }.try_clone_to_owned()
 }

@@ -43,6 +43,19 @@ impl ExitReason {
     }
 }
 
+impl ExitReason {
+    /// Name of the event that control clients get, for what the guest did.
+    pub fn event(&self) -> Option<&'static str> {
+        match self {
+            Self::PowerOff => Some("guest_poweroff"),
+            Self::Reset => Some("guest_reset"),
+            Self::Crash(_) => Some("guest_crashed"),
+            Self::Panic => Some("guest_panicked"),
+            Self::Quit | Self::Signal(_) | Self::Failure(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -83,7 +83,10 @@ fn node(registry: &Registry, id: &str, object: &Object) -> Node {
             subsystem,
         } => {
             let info = subsystem.info();
-            let own = info.namespaces.into_iter().find(|info| info.nsid == namespace.nsid());
+            let own = info
+                .namespaces
+                .into_iter()
+                .find(|info| info.nsid == namespace.nsid());
             let value = own.and_then(|info| serde_json::to_value(info).ok());
             (value.unwrap_or_default(), None)
         }

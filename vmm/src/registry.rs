@@ -19,8 +19,8 @@ use uuid::Uuid;
 use crate::event_loop::{EventLoop, EventSet};
 use crate::exit::USAGE;
 use crate::spec::{
-    BackendSpec, CacheMode, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES,
-    DeviceSpec, DiskSpec, NamespaceSpec, SubsystemSpec, default_nqn,
+    BackendSpec, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES, DeviceSpec,
+    DiskSpec, NamespaceSpec, SubsystemSpec, default_nqn,
 };
 
 /// Model number of controllers that are given none.
@@ -570,7 +570,7 @@ fn open(disk: &DiskSpec) -> Result<Arc<dyn Backend>, OpenError> {
     let kind = match &disk.backend {
         BackendSpec::File { path, cache } => BackendKind::File {
             path: path.clone(),
-            cache: cache_mode(*cache),
+            cache: *cache,
         },
         BackendSpec::Memory(size) => BackendKind::Memory { size: *size },
         BackendSpec::Null(size) => BackendKind::Null { size: *size },
@@ -580,14 +580,4 @@ fn open(disk: &DiskSpec) -> Result<Arc<dyn Backend>, OpenError> {
         read_only: disk.ro,
         block_size: disk.logical_block_size,
     })
-}
-
-fn cache_mode(mode: CacheMode) -> storage::CacheMode {
-    match mode {
-        CacheMode::Writeback => storage::CacheMode::Writeback,
-        CacheMode::None => storage::CacheMode::None,
-        CacheMode::Writethrough => storage::CacheMode::Writethrough,
-        CacheMode::Directsync => storage::CacheMode::Directsync,
-        CacheMode::Unsafe => storage::CacheMode::Unsafe,
-    }
 }

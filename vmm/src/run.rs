@@ -1,5 +1,6 @@
 //! `berth run`: one machine from its start to its exit status.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,8 +10,8 @@ use anyhow::Context;
 use crate::cli::RunConfig;
 use crate::commands::Commands;
 use crate::console;
-use crate::control::ControlServer;
-use crate::event_loop::{EventLoop, EventSet, duplicate};
+use crate::control::{ControlServer, Event};
+use crate::event_loop::{EventLoop, EventSet};
 use crate::exit::{ExitReason, Outcome};
 use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
@@ -80,18 +81,24 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
     reason.context("the event loop ended without a reason")
 }
 
-/// Serves devices and control clients until the run is over.
-fn serve(
-    events: &EventLoop,
-    mut commands: Commands,
-    mut control: ControlServer,
-) -> anyhow::Result<()> {
-    let fd = duplicate(&control).context("cannot watch the control transports")?;
+/// Serves devices and control clients until the run is over, and tells the clients how it ended.
+fn serve(events: &EventLoop, mut commands: Commands, control: ControlServer) -> anyhow::Result<()> {
+    let outcome = Arc::clone(&commands.outcome);
+    let control = Rc::new(RefCell::new(control));
+    let served = Rc::clone(&control);
     let watch = events
-        .add(&fd, EventSet::IN, move |_| control.handle(&mut commands))
+        .add(&*control.borrow(), EventSet::IN, move |_| {
+            served.borrow_mut().handle(&mut commands);
+        })
         .context("cannot watch the control transports")?;
     let result = events.run().context("the event loop failed");
-    // Drops the control server, which removes its FIFOs and its socket.
+    if let Some(reason) = outcome.reason()
+        && let Some(name) = reason.event()
+    {
+        let event = Event::new(name).with("status", reason.status());
+        control.borrow_mut().broadcast(&event);
+    }
+    // With its last holder the control server goes, and with it its FIFOs and its socket.
     events.remove(watch);
     result
 }

@@ -7,7 +7,8 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -228,7 +229,11 @@ fn commands_end_the_run_and_clean_up() {
     let (status, text) = machine.ctl(&["device_add", "nvme,id=x"]);
     assert_eq!(status, Some(1), "{text}");
     assert_eq!(machine.ctl(&["system_powerdown"]).0, Some(0));
-    assert_eq!(machine.ctl(&["system_reset"]).0, Some(0));
+    let mut client = UnixStream::connect(&socket).unwrap();
+    client.write_all(b"system_reset\n").unwrap();
+    let mut lines = String::new();
+    client.read_to_string(&mut lines).unwrap();
+    assert!(lines.contains("\"event\":\"guest_reset\""), "{lines}");
     let Machine { child, guest } = machine;
     let (status, _, err) = child.finish();
     assert_eq!((status, err.as_str()), (32, "berth: guest reset\n"));

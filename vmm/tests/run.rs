@@ -176,14 +176,18 @@ fn a_closed_standard_output_does_not_stop_the_guest() {
 }
 
 #[test]
-fn wrong_kernels_are_usage_errors() {
+fn wrong_kernels_and_command_lines_name_their_option() {
     if !kvm() {
         return;
     }
-    let guest = Guest::new(b"");
+    let guest = Guest::new(&HALT);
+    let long = "x".repeat(3000);
+    let (status, _, err) = guest.run(&["--append", &long]);
+    assert_eq!(status, 35, "{err}");
+    assert!(err.starts_with("berth: --append: "), "{err}");
     let path = guest.directory.path().join("guest.elf");
     fs::write(&path, "not a kernel").unwrap();
     let (status, _, err) = guest.run(&[]);
-    assert_eq!(status, 35, "{err}");
-    assert!(err.contains("--kernel"), "{err}");
+    assert_eq!(status, 1, "{err}");
+    assert!(err.starts_with("berth: --kernel "), "{err}");
 }

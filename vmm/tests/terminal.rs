@@ -169,10 +169,8 @@ fn stopping_gives_the_terminal_back_and_continuing_takes_it() {
     assert_eq!(unsafe { libc::kill(pid, libc::SIGTSTP) }, 0);
     let mut status = 0;
     // SAFETY: a place for the status of a child of this process.
-    assert_eq!(
-        unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) },
-        pid
-    );
+    let stopped = unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) };
+    assert_eq!(stopped, pid);
     assert!(libc::WIFSTOPPED(status));
     assert_eq!(terminal.flags(), before);
     // SAFETY: as above.

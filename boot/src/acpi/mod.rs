@@ -200,3 +200,175 @@ impl Image {
         Ok(self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table at guest address `address`, after its checksum.
+    fn table(image: &[u8], address: u64) -> &[u8] {
+        let start = usize::try_from(address - layout::ACPI_START).unwrap();
+        let length = u32::from_le_bytes(image[start + 4..start + 8].try_into().unwrap());
+        let table = &image[start..][..usize::try_from(length).unwrap()];
+        assert_eq!(sum(table), 0, "{:?}", std::str::from_utf8(&table[..4]));
+        table
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, &byte| sum.wrapping_add(byte))
+    }
+
+    fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+        u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
+    }
+
+    /// All tables that the root pointer leads to, the DSDT last.
+    fn tables(image: &[u8]) -> Vec<&[u8]> {
+        assert_eq!(&image[..8], b"RSD PTR ");
+        assert_eq!((sum(&image[..20]), sum(&image[..36])), (0, 0));
+        assert_eq!(image[15], 2); // revision
+        let xsdt = table(image, u64_at(image, 24));
+        assert_eq!(&xsdt[..4], b"XSDT");
+        let mut tables: Vec<_> = xsdt[36..]
+            .chunks(8)
+            .map(|entry| table(image, u64_at(entry, 0)))
+            .collect();
+        tables.push(table(image, u64_at(tables[0], 140)));
+        tables
+    }
+
+    fn contains(bytes: &[u8], part: &[u8]) -> bool {
+        bytes.windows(part.len()).any(|window| window == part)
+    }
+
+    #[test]
+    fn root_pointer_leads_to_all_tables() {
+        for cpus in [1, MAX_CPUS] {
+            let image = build(&Config::new(cpus, 1 << 30)).unwrap();
+            let signatures: Vec<_> = tables(&image).iter().map(|table| &table[..4]).collect();
+            assert_eq!(signatures, [b"FACP", b"APIC", b"MCFG", b"DSDT"]);
+            assert!(image.len() as u64 <= layout::ACPI_END - layout::ACPI_START);
+        }
+    }
+
+    #[test]
+    fn fadt_is_hardware_reduced_and_names_the_registers() {
+        let image = build(&Config::new(1, 1 << 30)).unwrap();
+        let fadt = tables(&image)[0];
+        let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
+        let hardware_reduced = 1 << 20;
+        let reset_register = 1 << 10;
+        let power_and_sleep_buttons = 0b11 << 4;
+        for bit in [hardware_reduced, reset_register, power_and_sleep_buttons] {
+            assert_eq!(flags & bit, bit, "{flags:#x}");
+        }
+        // I/O space, 8 bits wide, byte access.
+        let register = |port: u8| [1, 8, 0, 1, port, 6, 0, 0, 0, 0, 0, 0];
+        assert_eq!(fadt[116..128], register(2));
+        assert_eq!(fadt[128], 1);
+        assert_eq!(fadt[244..256], register(0));
+        assert_eq!(fadt[256..268], register(1));
+    }
+
+    #[test]
+    fn madt_lists_processors_and_interrupt_wiring() {
+        let image = build(&Config::new(3, 1 << 30)).unwrap();
+        let madt = tables(&image)[1];
+        assert_eq!(madt[36..40], 0xFEE0_0000u32.to_le_bytes());
+        let mut entries = Vec::new();
+        let mut rest = &madt[44..];
+        while let [kind, length, ..] = *rest {
+            entries.push((kind, &rest[2..usize::from(length)]));
+            rest = &rest[usize::from(length)..];
+        }
+        let local_apic = |id: u8| (0, [id, id, 1, 0, 0, 0]);
+        for (entry, cpu) in entries.iter().zip(0..3) {
+            let (kind, body) = local_apic(cpu);
+            assert_eq!(*entry, (kind, &body[..]));
+        }
+        assert_eq!(
+            entries[3..],
+            [
+                (1, &[0, 0, 0, 0, 0xC0, 0xFE, 0, 0, 0, 0][..]),
+                (2, &[0, 0, 2, 0, 0, 0, 0, 0]),
+                (4, &[0xFF, 0, 0, 1]),
+            ]
+        );
+    }
+
+    #[test]
+    fn mcfg_has_bus_0_alone() {
+        let image = build(&Config::new(1, 1 << 30)).unwrap();
+        let mcfg = tables(&image)[2];
+        assert_eq!(mcfg.len(), 44 + 16);
+        assert_eq!(u64_at(mcfg, 44), layout::ECAM_BASE);
+        assert_eq!(mcfg[52..56], [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn dsdt_follows_the_configuration() {
+        let config = Config {
+            pci_window_64: 0x12_4000_0000..0x1A_4000_0000,
+            serial_ports: vec![SerialPort {
+                port: 0x3E8,
+                irq: 0xA5,
+            }],
+            ged_gsi: 0x5A,
+            ged_status_port: 0x777,
+            ..Config::new(2, 1 << 30)
+        };
+        let image = build(&config).unwrap();
+        let tables = tables(&image);
+        let dsdt = tables[3];
+        let window: Vec<u8> = [0x12_4000_0000u64, 0x1A_3FFF_FFFF, 0, 0x8_0000_0000]
+            .iter()
+            .flat_map(|field| field.to_le_bytes())
+            .collect();
+        let consumer_edge_high = |gsi: u8| [0x89, 6, 0, 0b0011, 1, gsi, 0, 0, 0];
+        for part in [
+            &window[..],
+            &[0x47, 1, 0xE8, 3, 0xE8, 3, 1, 8],
+            &consumer_edge_high(0xA5),
+            &consumer_edge_high(0x5A),
+            b"GEDR\x01\x0B\x77\x07",
+            b"COM1",
+            b"C001",
+            b"_OSC",
+            b"\\_S5_\x12\x04\x01\x0A\x05",
+        ] {
+            assert!(contains(dsdt, part), "{part:x?}");
+        }
+        for part in [b"COM2", b"C002", b"_PRT"] {
+            assert!(!contains(dsdt, part), "{part:x?}");
+        }
+    }
+
+    #[test]
+    fn machines_that_cannot_be_described_are_refused() {
+        let good = || Config::new(1, 1 << 30);
+        for cpus in [0, MAX_CPUS + 1, u8::MAX] {
+            assert_eq!(build(&Config::new(cpus, 1 << 30)), Err(Error::Cpus(cpus)));
+        }
+        let ports = Config {
+            serial_ports: vec![SerialPort { port: 0, irq: 0 }; 5],
+            ..good()
+        };
+        assert_eq!(build(&ports), Err(Error::SerialPorts(5)));
+        for config in [
+            Config {
+                pci_window_32: 0xC000_0000..0x1_0000_1000,
+                ..good()
+            },
+            Config {
+                pci_window_64: 5..5,
+                ..good()
+            },
+            Config {
+                ecam: 1 << 32..(1 << 32) + (1 << 20),
+                ..good()
+            },
+        ] {
+            assert!(matches!(build(&config), Err(Error::Range { .. })));
+        }
+    }
+}

@@ -1,12 +1,12 @@
 //! All tables but the DSDT.
 
+use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, rsdp};
 use zerocopy::IntoBytes;
 
 use super::Config;
@@ -17,7 +17,7 @@ const OEM_TABLE_ID: [u8; 8] = *b"BERTHVMM";
 const OEM_REVISION: u32 = 1;
 
 /// Length of the root pointer, revision 2.
-pub(super) const RSDP_LENGTH: usize = size_of::<rsdp::Rsdp>();
+pub(super) const RSDP_LENGTH: usize = size_of::<Rsdp>();
 
 /// Header of a system description table (ACPI 6.5, 5.2.6).
 const HEADER_LENGTH: u32 = 36;

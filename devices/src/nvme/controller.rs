@@ -16,7 +16,7 @@ use crate::subsystem::{AttachmentTable, ControllerLink, Link, Subsystem, Subsyst
 use super::admin::Admin;
 use super::core::Core;
 use super::doorbell::{DoorbellId, Doorbells};
-use super::io::IoThreads;
+use super::io::{IoThreads, Message};
 use super::prp::PAGE;
 use super::registers::Registers;
 use super::stats::QueueInfo;
@@ -103,6 +103,17 @@ pub struct Controller {
 impl std::fmt::Debug for Controller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Controller({})", self.config.id)
+    }
+}
+
+impl Drop for Controller {
+    /// Takes the controller's events away and has the I/O threads let go of its queues. What they
+    /// cannot stop ends in silence.
+    fn drop(&mut self) {
+        self.core.doorbells.reset();
+        self.io_threads.send_all(|| Message::Reset {
+            core: Arc::clone(&self.core),
+        });
     }
 }
 

@@ -63,6 +63,8 @@ pub struct Core {
     /// Longest data transfer of a command in bytes.
     pub max_transfer: u64,
     bus_master: AtomicBool,
+    // The guest turned the volatile write cache off.
+    write_through: AtomicBool,
     events: Mutex<Vec<Event>>,
     doorbell_errors: AtomicU32,
     wake: EventFd,
@@ -94,6 +96,7 @@ impl Core {
             namespaces: ArcSwap::default(),
             max_transfer,
             bus_master: AtomicBool::new(false),
+            write_through: AtomicBool::new(false),
             events: Mutex::default(),
             doorbell_errors: AtomicU32::new(0),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
@@ -150,6 +153,16 @@ impl Core {
     /// The guest changed the bus master bit.
     pub fn set_bus_master(&self, on: bool) {
         self.bus_master.store(on, Ordering::Release);
+    }
+
+    /// Whether every write has to be on stable media when it completes (Volatile Write Cache off).
+    pub fn write_through(&self) -> bool {
+        self.write_through.load(Ordering::Relaxed)
+    }
+
+    /// The guest turned the volatile write cache on or off.
+    pub fn set_write_through(&self, on: bool) {
+        self.write_through.store(on, Ordering::Relaxed);
     }
 
     /// Raises an interrupt vector, if there is one.

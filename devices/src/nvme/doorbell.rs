@@ -129,6 +129,13 @@ impl Doorbell {
         self.exits.load(Ordering::Relaxed)
     }
 
+    /// Goes on from the value that the guest left in an earlier shadow buffer, if it is one.
+    fn take_over(&self, value: u32) {
+        if value < self.entries() {
+            self.value.store(value, Ordering::Release);
+        }
+    }
+
     /// The queue's size; 0 if there is none.
     fn entries(&self) -> u32 {
         self.entries.load(Ordering::Acquire)
@@ -259,22 +266,12 @@ impl Doorbells {
         Ok(rung)
     }
 
-    /// The newest value of a doorbell from wherever the guest puts it now: an index into the queue, or
-    /// `Err` with what the shadow buffer holds where that is none.
-    pub fn value(&self, id: DoorbellId, shadow: Option<&Shadow>) -> Result<u32, u32> {
-        let Some(bell) = self.get(id) else {
-            return Ok(0);
-        };
+    /// The newest value of a doorbell from wherever the guest puts it now. The caller checks it
+    /// against its queue: nobody checked a shadow value before.
+    pub fn value(&self, id: DoorbellId, shadow: Option<&Shadow>) -> u32 {
         match shadow {
-            None => Ok(bell.value()),
-            Some(shadow) => {
-                let value = shadow.value(id);
-                if value < bell.entries() {
-                    Ok(value)
-                } else {
-                    Err(value)
-                }
-            }
+            None => self.get(id).map_or(0, Doorbell::value),
+            Some(shadow) => shadow.value(id),
         }
     }
 
@@ -283,10 +280,10 @@ impl Doorbells {
         self.shadow.load_full()
     }
 
-    /// From now on the guest's values are in `shadow`. Values written before go there, so that each
-    /// side starts from the same number, and event indices such that the next change rings.
+    /// From now on the guest's values are in `shadow`. What it wrote before goes there, so that both
+    /// sides start from the same number, and event indices such that the next change rings.
     pub fn start_shadow(&self, shadow: &Arc<Shadow>) {
-        self.shadow.store(Some(Arc::clone(shadow)));
+        let last = self.shadow.swap(Some(Arc::clone(shadow)));
         fence(Ordering::SeqCst);
         let sides = [(Side::SqTail, &self.sq), (Side::CqHead, &self.cq)];
         for (side, bells) in sides {
@@ -295,16 +292,10 @@ impl Doorbells {
                 if bell.entries() == 0 {
                     continue;
                 }
-                // A vCPU in `ring` may write between the load and the store here. It found the buffer
-                // or its value is seen; the bound is for a guest that does nothing but ring.
-                for _ in 0..64 {
-                    let value = bell.value();
-                    shadow.set_value(id, value);
-                    shadow.set_event_index(id, value);
-                    if bell.value() == value {
-                        break;
-                    }
+                if let Some(last) = &last {
+                    bell.take_over(last.value(id));
                 }
+                start_shadow_of(bell, id, shadow);
             }
         }
     }
@@ -342,6 +333,19 @@ impl Doorbells {
 
     fn events(&self) -> std::sync::MutexGuard<'_, Events> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn start_shadow_of(bell: &Doorbell, id: DoorbellId, shadow: &Shadow) {
+    // A vCPU in `ring` may write between the load and the store here. It found the buffer or its
+    // value is seen; the bound is for a guest that does nothing but ring.
+    for _ in 0..64 {
+        let value = bell.value();
+        shadow.set_value(id, value);
+        shadow.set_event_index(id, value);
+        if bell.value() == value {
+            return;
+        }
     }
 }
 

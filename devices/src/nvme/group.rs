@@ -30,6 +30,8 @@ pub struct Sq {
     pub in_flight: u32,
     // The event index last published.
     event_index: Option<u32>,
+    // The guest's tail was no index into the queue when last looked at.
+    bad_tail: bool,
 }
 
 /// What keeps a submission queue with commands in it from being served.
@@ -57,6 +59,8 @@ pub struct Group {
     /// Completions were posted since the last interrupt.
     pub posted: bool,
     cq_event_index: Option<u32>,
+    // The guest's head could not be when last looked at.
+    bad_head: bool,
 }
 
 impl Group {
@@ -74,6 +78,7 @@ impl Group {
             state: State::Running,
             posted: false,
             cq_event_index: None,
+            bad_head: false,
         }
     }
 
@@ -85,6 +90,7 @@ impl Group {
             state: State::Running,
             in_flight: 0,
             event_index: None,
+            bad_tail: false,
         });
         match self.sqs.iter_mut().find(|slot| slot.is_none()) {
             Some(slot) => *slot = sq,
@@ -117,27 +123,30 @@ impl Group {
         }
     }
 
-    /// The guest's tail of a queue, if it is one.
-    fn tail(&self, sq: &Sq) -> Option<u32> {
-        let id = DoorbellId::sq(sq.queue.id());
-        let value = self.core.doorbells.value(id, self.shadow.as_deref());
-        if value.is_err() {
-            self.core.doorbell_error(DoorbellError::Value);
+    /// The guest's tail of the queue at `index`, if commands may be taken from it and it has any.
+    fn tail(&mut self, index: usize) -> Option<u32> {
+        let sq = self.sqs.get_mut(index)?.as_mut()?;
+        if sq.state != State::Running || self.state != State::Running || !self.core.bus_master() {
+            return None;
         }
-        value.ok()
+        let id = DoorbellId::sq(sq.queue.id());
+        let tail = self.core.doorbells.value(id, self.shadow.as_deref());
+        let bad = !sq.queue.has_index(tail);
+        let was_bad = std::mem::replace(&mut sq.bad_tail, bad);
+        if bad {
+            // Told once: a value in memory stays, and would be told for ever.
+            if !was_bad {
+                self.core.doorbell_error(DoorbellError::Value);
+            }
+            return None;
+        }
+        (tail != sq.queue.head()).then_some(tail)
     }
 
     /// Whether the queue at `index` has a command and a place for its completion.
     pub fn poll(&mut self, index: usize) -> Fetch {
-        let Some(sq) = self.sqs.get(index).and_then(Option::as_ref) else {
-            return Fetch::Empty;
-        };
-        if sq.state != State::Running || self.state != State::Running || !self.core.bus_master() {
-            return Fetch::Empty;
-        }
-        match self.tail(sq) {
+        match self.tail(index) {
             None => Fetch::Empty,
-            Some(tail) if tail == sq.queue.head() => Fetch::Empty,
             Some(_) if self.has_room() => Fetch::Command,
             Some(_) => Fetch::NoRoom,
         }
@@ -145,10 +154,10 @@ impl Group {
 
     /// Takes the next command of the queue at `index` with room for its completion.
     pub fn fetch(&mut self, index: usize) -> Option<(Sqe, Reservation)> {
-        if self.poll(index) != Fetch::Command {
+        let tail = self.tail(index)?;
+        if !self.has_room() {
             return None;
         }
-        let tail = self.tail(self.sqs.get(index)?.as_ref()?)?;
         let reservation = self.cq.reserve()?;
         let sq = self.sqs.get_mut(index)?.as_mut()?;
         match sq.queue.pop(tail) {
@@ -185,10 +194,12 @@ impl Group {
     /// queue needs the guest's doorbell.
     fn refresh_head(&mut self) {
         let id = DoorbellId::cq(self.cq.id());
-        let value = self.core.doorbells.value(id, self.shadow.as_deref());
-        if !value.is_ok_and(|head| self.cq.set_head(head)) {
+        let head = self.core.doorbells.value(id, self.shadow.as_deref());
+        let bad = !self.cq.set_head(head);
+        if bad && !std::mem::replace(&mut self.bad_head, bad) {
             self.core.doorbell_error(DoorbellError::Value);
         }
+        self.bad_head = bad;
         let lap = self.cq.head_minus_one();
         self.publish_cq_event_index(lap);
     }
@@ -287,9 +298,8 @@ impl Group {
             bell.wait_for_room();
         }
         self.publish_cq_event_index(self.cq.head());
-        let value = self.core.doorbells.value(id, self.shadow.as_deref());
-        let moved = value.is_ok_and(|head| head != self.cq.head() && self.cq.set_head(head));
-        moved && self.cq.free() > 0
+        let head = self.core.doorbells.value(id, self.shadow.as_deref());
+        head != self.cq.head() && self.cq.set_head(head) && self.cq.free() > 0
     }
 
     /// Notes for each queue with commands in it that a doorbell's kernel event woke the thread.

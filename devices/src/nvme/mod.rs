@@ -22,6 +22,8 @@ mod registers;
 mod snapshots;
 pub mod spec;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 pub use controller::{
     Controller, ControllerConfig, ControllerError, ControllerInfo, ControllerParts,

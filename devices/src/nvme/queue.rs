@@ -40,6 +40,11 @@ impl SubmissionQueue {
         self.id
     }
 
+    /// Whether `tail` is an index into the queue.
+    pub fn has_index(&self, tail: u32) -> bool {
+        tail < self.entries
+    }
+
     /// Index of the entry to fetch next.
     pub fn head(&self) -> u32 {
         self.head

@@ -174,7 +174,9 @@ impl Subsystem {
         };
         let namespace = Arc::new(Namespace::new(config, nsid, &self.nqn, backend));
         members.namespaces.insert(nsid, Arc::clone(&namespace));
-        members.publish(&namespace);
+        let told = members.publish(&namespace);
+        drop(members);
+        drop(told);
         Ok(namespace)
     }
 
@@ -201,9 +203,9 @@ impl Subsystem {
             .filter(|namespace| namespace.take_size())
             .cloned()
             .collect();
-        for namespace in &changed {
-            members.publish(namespace);
-        }
+        let told: Vec<_> = changed.iter().map(|n| members.publish(n)).collect();
+        drop(members);
+        drop(told);
         changed
     }
 
@@ -300,16 +302,23 @@ impl Members {
         Arc::new(AttachmentTable::new(attached))
     }
 
-    /// Gives every controller that `namespace` reaches its new table.
-    fn publish(&self, namespace: &Namespace) {
+    /// Gives every controller that `namespace` reaches its new table; returns those controllers.
+    ///
+    /// They must be dropped without the lock on the members: one of them may have lost its other
+    /// owners meanwhile, and its end removes it from the members.
+    #[must_use]
+    fn publish(&self, namespace: &Namespace) -> Vec<Arc<dyn ControllerLink>> {
+        let mut told = Vec::new();
         for member in self.controllers.values() {
-            let link = member.link.as_ref().and_then(Weak::upgrade);
-            if let Some(link) = link
-                && namespace.reaches(&member.id)
-            {
+            if !namespace.reaches(&member.id) {
+                continue;
+            }
+            if let Some(link) = member.link.as_ref().and_then(Weak::upgrade) {
                 link.attachments_changed(self.table(&member.id), &[namespace.nsid()]);
+                told.push(link);
             }
         }
+        told
     }
 
     fn namespace_info(&self, namespace: &Namespace) -> NamespaceInfo {

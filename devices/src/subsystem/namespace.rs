@@ -137,6 +137,7 @@ impl Namespace {
 
     /// Takes the backend's size of now; says whether it changed.
     pub(super) fn take_size(&self) -> bool {
+        self.backend.refresh_size();
         let blocks = self.backend.size() >> self.block_shift;
         self.blocks.swap(blocks, Ordering::Relaxed) != blocks
     }

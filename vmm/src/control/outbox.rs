@@ -127,7 +127,7 @@ mod tests {
             room: 0,
             got: Vec::new(),
         };
-        let mut expected: Vec<u8> = Vec::new();
+        let mut expected = Vec::<u8>::new();
         for number in 0..1000 {
             let line = format!("line {number}\n");
             outbox.push(line.as_bytes());

@@ -63,20 +63,25 @@ pub fn poll<const N: usize>(
     }
 }
 
+// Both are constants that fit: 1 and 110.
+#[allow(clippy::cast_possible_truncation)]
+const FAMILY: libc::sa_family_t = libc::AF_UNIX as libc::sa_family_t;
+#[allow(clippy::cast_possible_truncation)]
+const ADDRESS_LENGTH: libc::socklen_t = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+
 /// A socket address, and how much of it counts.
 fn socket_address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     let bytes = path.as_os_str().as_bytes();
     // SAFETY: all zero is a valid sockaddr_un.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    address.sun_family = FAMILY;
     if bytes.is_empty() || bytes.len() > MAX_SOCKET_PATH || bytes.contains(&0) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
         *to = from.cast_signed();
     }
-    let length = std::mem::size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    Ok((address, length))
+    Ok((address, ADDRESS_LENGTH))
 }
 
 /// Longest path of a socket in bytes (`sun_path` without its terminating zero).

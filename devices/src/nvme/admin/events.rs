@@ -34,6 +34,10 @@ impl AsyncEvent {
             .with_lid(log.0)
     }
 
+    fn log(self) -> LogId {
+        LogId(self.result().lid())
+    }
+
     fn wanted(self, config: AsyncEventConfig) -> bool {
         match self {
             Self::InvalidDoorbellRegister | Self::InvalidDoorbellValue => true,
@@ -80,9 +84,14 @@ impl AsyncEvents {
         }
     }
 
-    /// The guest read a log without Retain Asynchronous Event: its events may be reported again.
+    /// The guest read a log without Retain Asynchronous Event: its events may be reported again. An
+    /// event that waited for that is over if the log told all there was to tell.
     pub fn log_read(&mut self, log: LogId) {
         self.masked.retain(|masked| *masked != log);
+        // The log of errors does not list doorbell writes.
+        if log != LogId::ERROR_INFORMATION {
+            self.pending.retain(|event| event.log() != log);
+        }
     }
 
     /// Completes requests for pending events while there are both, and room. What was reported is
@@ -90,8 +99,7 @@ impl AsyncEvents {
     pub fn report(&mut self, group: &mut Group) {
         let mut index = 0;
         while let Some(event) = self.pending.get(index).copied() {
-            let result = event.result();
-            let log = LogId(result.lid());
+            let log = event.log();
             if self.masked.contains(&log) {
                 index += 1;
                 continue;
@@ -103,7 +111,7 @@ impl AsyncEvents {
             let cid = self.requests.remove(0);
             self.pending.remove(index);
             self.masked.push(log);
-            group.post(ADMIN, cid, room, Ok(result.into_bits()));
+            group.post(ADMIN, cid, room, Ok(event.result().into_bits()));
         }
     }
 }

@@ -64,6 +64,11 @@ impl Features {
         self.queues.ncq_z().saturating_add(1)
     }
 
+    /// Whether completed writes may stay in a volatile cache.
+    pub fn write_cache(&self) -> bool {
+        self.write_cache.wce()
+    }
+
     /// Whether the reported temperature is over or under a threshold.
     pub fn temperature_warning(&self) -> bool {
         TEMPERATURE >= self.over_temperature || TEMPERATURE <= self.under_temperature

@@ -138,9 +138,7 @@ fn identify_controller(controller: &Controller) -> IdentifyController {
 /// What all namespaces have in common (NSID FFFFFFFFh).
 fn common_namespace() -> IdentifyNamespace {
     let mut id = IdentifyNamespace::new_zeroed();
-    id.dlfeat = Dlfeat::new()
-        .with_read_behaviour(1)
-        .with_write_zeroes_deallocate(true);
+    id.dlfeat = Dlfeat::new().with_write_zeroes_deallocate(true);
     id.lbaf[0] = LbaFormat::new().with_lbads(9);
     id
 }
@@ -152,6 +150,9 @@ fn namespace(namespace: &Namespace) -> IdentifyNamespace {
     id.nuse = id.nsze;
     id.nmic = Nmic::new().with_shared(namespace.shared());
     id.nsattr = Nsattr::new().with_write_protected(namespace.read_only());
+    if namespace.backend().discard_zeroes() {
+        id.dlfeat.set_read_behaviour(1);
+    }
     id.nguid = namespace.nguid();
     id.eui64 = namespace.eui64().to_be_bytes();
     // A shift of 9 or 12.

@@ -214,6 +214,9 @@ impl Admin {
             let sizes = (u32::from(aqa.asqs_z()) + 1, u32::from(aqa.acqs_z()) + 1);
             match enable(controller, cc, (asq, acq), sizes) {
                 Ok(group) => {
+                    // What was written to doorbells of no queue before is no news to this driver.
+                    self.events = AsyncEvents::default();
+                    let _ = controller.core().take_doorbell_errors();
                     self.state = State::Enabled(Box::new(group));
                     controller.registers().csts.set_rdy(true);
                 }
@@ -235,6 +238,7 @@ impl Admin {
         self.pending.clear();
         self.events = AsyncEvents::default();
         self.features = Features::new(controller.config().max_ioqpairs);
+        core.set_write_through(false);
         match std::mem::replace(&mut self.state, State::Disabled) {
             State::Enabled(_) => {
                 let threads = (0..controller.io_threads().count()).collect();
@@ -339,7 +343,9 @@ impl Admin {
             }
             AdminOpcode::GET_LOG_PAGE => self.get_log_page(controller, sqe).map(done),
             AdminOpcode::GET_FEATURES => self.features.get(sqe, &namespaces).map(Outcome::Done),
-            AdminOpcode::SET_FEATURES => self.set_features(sqe, &namespaces).map(Outcome::Done),
+            AdminOpcode::SET_FEATURES => self
+                .set_features(controller, sqe, &namespaces)
+                .map(Outcome::Done),
             AdminOpcode::CREATE_CQ => self.io.create_cq(controller, &self.features, sqe).map(done),
             AdminOpcode::CREATE_SQ => self.io.create_sq(controller, &self.features, sqe).map(done),
             AdminOpcode::DELETE_SQ => {
@@ -395,10 +401,13 @@ impl Admin {
 
     fn set_features(
         &mut self,
+        controller: &Controller,
         sqe: &Sqe,
         namespaces: &Namespaces<'_>,
     ) -> Result<u32, CommandError> {
         let result = self.features.set(sqe, namespaces, !self.io.is_empty())?;
+        let write_through = !self.features.write_cache();
+        controller.core().set_write_through(write_through);
         if self.features.temperature_warning() {
             self.events
                 .raise(AsyncEvent::Temperature, self.features.async_events);

@@ -170,7 +170,10 @@ fn transfer(context: &mut Context<'_>, sqe: &Sqe, kind: Kind) -> Result<Started,
     context.data.clear();
     prp::map(&context.core.ram, sqe.prp1, sqe.prp2, len, context.data)?;
     let (op, counted) = match kind {
-        Kind::Write => (Op::Write { fua: cdw12.fua() }, Counted::Write(len)),
+        Kind::Write => {
+            let fua = cdw12.fua() || context.core.write_through();
+            (Op::Write { fua }, Counted::Write(len))
+        }
         _ => (Op::Read, Counted::Read(len)),
     };
     let request = Request {
@@ -225,7 +228,7 @@ fn write_zeroes(context: &mut Context<'_>, sqe: &Sqe) -> Result<Started, Command
     let range = byte_range(namespace, sqe.slba(), cdw12.blocks())?;
     let op = Op::WriteZeroes {
         unmap: cdw12.deac(),
-        fua: cdw12.fua(),
+        fua: cdw12.fua() || context.core.write_through(),
     };
     let mut started = Started::new(Counted::Nothing);
     started.add(submit(context, namespace, op, range));

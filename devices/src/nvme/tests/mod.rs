@@ -1,0 +1,17 @@
+//! The controller as a guest meets it, without a VM: registers and configuration space through
+//! [`PciDevice`](crate::pci::PciDevice), queues and data in guest memory.
+
+// Test code writes out the numbers it casts.
+#![allow(clippy::cast_possible_truncation)]
+
+mod fakes;
+mod features;
+mod full;
+mod harness;
+mod identify;
+mod io;
+mod logs;
+mod namespaces;
+mod queues;
+mod registers;
+mod shadow;

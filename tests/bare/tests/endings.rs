@@ -1,0 +1,68 @@
+//! How a guest's end shows in berth's exit status.
+
+use bare_tests::{Machine, Report};
+
+fn run(words: &str) -> Option<Report> {
+    Machine::with_image("").unwrap().run(words).unwrap()
+}
+
+#[test]
+fn power_off_is_success() {
+    if let Some(report) = run("console=ttyS0 panic=-1 list unknown=1") {
+        report.says("identify");
+        report.ended_with(0);
+    }
+}
+
+#[test]
+fn a_reset_is_told() {
+    if let Some(report) = run("test=reboot") {
+        report.says("RUN reboot");
+        report.ended_with(32);
+    }
+}
+
+#[test]
+fn a_triple_fault_is_told() {
+    if let Some(report) = run("test=triplefault") {
+        report.says("RUN triplefault");
+        report.ended_with(33);
+    }
+}
+
+#[test]
+fn a_failed_test_resets() {
+    if let Some(report) = run("test=nonsense,hello") {
+        report.says("TEST nonsense ... FAILED");
+        report.says("RESULT passed=1 failed=1 skipped=0");
+        report.ended_with(32);
+    }
+}
+
+#[test]
+fn the_guest_reports_its_own_faults() {
+    if let Some(report) = run("test=pagefault") {
+        report.says("exception 14 error 0x4");
+        report.says("cr2 0x7ffffffff000");
+        report.says("RESULT passed=0 failed=1 skipped=0");
+        report.ended_with(32);
+    }
+}
+
+#[test]
+fn no_controller_means_skipped() {
+    let machine = Machine::with(&[]).unwrap();
+    if let Some(report) = machine.run("test=identify").unwrap() {
+        report.says("TEST identify ... skipped: no NVMe controller");
+        report.ended_with(0);
+    }
+}
+
+#[test]
+fn the_load_prints_its_figures() {
+    if let Some(report) = run("test=bench qd=8 count=2000 rw=randwrite") {
+        report.says("START bench rw=randwrite bs=4096 qd=8 shadow=true");
+        report.says("END bench commands=2000");
+        report.ended_with(0);
+    }
+}
