@@ -190,7 +190,9 @@ impl Outer {
 
 /// What the program inside shall know of this one's environment.
 fn environment() -> String {
-    let mut text = "export BERTH_BIN=/bin/berth BERTH_TEST_HOST=direct\n".to_owned();
+    let mut text =
+        "export BERTH_BIN=/bin/berth BARE_GUEST=/bin/bare-guest BERTH_TEST_HOST=direct\n"
+            .to_owned();
     if std::env::var_os("BERTH_TEST_VERBOSE").is_some() {
         text.push_str("export BERTH_TEST_VERBOSE=1\n");
     }
