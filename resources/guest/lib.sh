@@ -58,6 +58,11 @@ disk() {
     await "$1 appears" test -b "/dev/$1"
 }
 
+# heads: the namespaces' disks, without the hidden one behind each path.
+heads() {
+    ls /sys/block | grep '^nvme[0-9]*n[0-9]*$'
+}
+
 # controllers N: waits until N controllers are live.
 controllers() {
     await "$1 controllers live" live_controllers "$1"

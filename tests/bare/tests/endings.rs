@@ -3,7 +3,8 @@
 use bare_tests::{Machine, Report};
 
 fn run(words: &str) -> Option<Report> {
-    Machine::with_image("").unwrap().run(words).unwrap()
+    let machine = Machine::with_image("").expect("an image");
+    machine.run(words).expect("a run to its end")
 }
 
 #[test]

@@ -22,9 +22,8 @@ impl CommandLine {
         self.0
             .split_ascii_whitespace()
             .filter_map(|word| word.split_once('='))
-            .filter(|(name, _)| *name == key)
+            .rfind(|(name, _)| *name == key)
             .map(|(_, value)| value)
-            .last()
     }
 
     /// The number in `key=value`, with an optional suffix K, M or G (powers of 1,024).

@@ -105,7 +105,7 @@ pub fn wait_above(index: u16, before: u64, deadline: Deadline) -> bool {
     io::write32(TIMER_DIVIDE, DIVIDE_BY_16);
     io::write32(
         TIMER,
-        TIMER_PERIODIC | u32::from(FIRST_VECTOR) + u32::from(TIMER_MESSAGE),
+        TIMER_PERIODIC | (u32::from(FIRST_VECTOR) + u32::from(TIMER_MESSAGE)),
     );
     io::write32(TIMER_COUNT, TIMER_PERIOD);
     while count(index) == before && !deadline.passed() {
@@ -118,9 +118,8 @@ pub fn wait_above(index: u16, before: u64, deadline: Deadline) -> bool {
 
 /// Empties the interrupt table: the next exception shuts the processor down.
 pub fn forget() {
-    for vector in 0..256 {
-        // SAFETY: as in `set_gate`.
-        let gate = unsafe { &idt[vector] };
+    // SAFETY: as in `set_gate`.
+    for gate in unsafe { &idt } {
         gate[0].store(0, Ordering::Relaxed);
     }
 }

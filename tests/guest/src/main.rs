@@ -17,6 +17,8 @@
 // This only ever is x86-64 code, where usize is u64; registers, commands and addresses are split
 // into halves all over it.
 #![allow(clippy::cast_possible_truncation)]
+// A failure carries its words with it, for there is no heap to put them on.
+#![allow(clippy::result_large_err)]
 
 mod acpi;
 mod check;

@@ -78,13 +78,9 @@ macro_rules! access {
 
 impl Dma {
     access!(read8, write8, u8);
+    access!(read16, write16, u16);
     access!(read32, write32, u32);
     access!(read64, write64, u64);
-
-    /// Loads a value.
-    pub fn read16(&self, offset: u64) -> u16 {
-        u16::from_le_bytes([self.read8(offset), self.read8(offset + 1)])
-    }
 
     /// The physical address of `offset`.
     pub fn address(&self, offset: u64) -> u64 {

@@ -253,7 +253,7 @@ impl Running {
         Ok(self.process.send(b"\n")?)
     }
 
-    /// Sends one control command and returns the reply.
+    /// Sends one control command and returns the reply; null if it says nothing.
     ///
     /// # Errors
     /// When the command fails or the reply is no JSON.
@@ -270,6 +270,9 @@ impl Running {
             done.stdout,
             done.stderr
         );
+        if done.stdout.trim().is_empty() {
+            return Ok(serde_json::Value::Null);
+        }
         serde_json::from_str(&done.stdout)
             .with_context(|| format!("the reply to {command} is no JSON: {}", done.stdout))
     }

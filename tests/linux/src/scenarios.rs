@@ -294,7 +294,7 @@ impl IoCounters {
         let mut queues = 0;
         for_each_queue(reply, &mut |queue| {
             let number = |key: &str| queue.get(key).and_then(Value::as_u64).unwrap_or(0);
-            if number("qid") != 0 {
+            if number("sqid") != 0 {
                 queues += 1;
                 counters.commands += number("commands");
                 counters.doorbell_exits += number("doorbell_exits");
@@ -306,11 +306,11 @@ impl IoCounters {
     }
 }
 
-/// Visits every object with a `qid`, wherever it is in the reply.
+/// Visits every object with a `sqid`, wherever it is in the reply.
 fn for_each_queue(value: &Value, visit: &mut impl FnMut(&Value)) {
     match value {
         Value::Object(fields) => {
-            if fields.contains_key("qid") {
+            if fields.contains_key("sqid") {
                 visit(value);
             }
             for field in fields.values() {
@@ -338,7 +338,7 @@ fn identifiers(kit: &Kit) -> Result<()> {
         .device("nvme-subsys,id=sub")
         .device("nvme,id=ctrl,subsys=sub,serial=SN-4711")
         .device(format!(
-            "nvme-ns,bus=sub,nsid=1,uuid={uuid},nguid={nguid},eui64={eui},file={}",
+            "nvme-ns,bus=sub,nsid=1,uuid={uuid},nguid={nguid},eui64=0x{eui},file={}",
             image.display()
         ))
         .append(format!("berth.uuid={uuid}"))
@@ -422,9 +422,9 @@ mod tests {
     #[test]
     fn counters_leave_the_admin_queue_out() {
         let reply = json!({"ok": true, "result": {"controllers": [{"id": "c", "queues": [
-            {"qid": 0, "commands": 9, "doorbell_exits": 18, "interrupts": 9},
-            {"qid": 1, "commands": 5, "doorbell_exits": 2, "interrupts": 4},
-            {"qid": 2, "commands": 7, "doorbell_exits": 0, "interrupts": 1}]}]}});
+            {"sqid": 0, "commands": 9, "doorbell_exits": 18, "interrupts": 9},
+            {"sqid": 1, "commands": 5, "doorbell_exits": 2, "interrupts": 4},
+            {"sqid": 2, "commands": 7, "doorbell_exits": 0, "interrupts": 1}]}]}});
         let counters = IoCounters::read(&reply).unwrap();
         assert_eq!(counters.commands, 12);
         assert_eq!(counters.doorbell_exits, 2);

@@ -80,3 +80,45 @@ pub fn bare_guest(context: &Context) -> Result<PathBuf> {
     }
     Ok(context.target.join("release/bare-guest"))
 }
+
+/// Builds a package's test programs without running them, and returns them.
+///
+/// # Errors
+/// When they do not build, or cargo names none.
+pub fn test_programs(context: &Context, package: &str) -> Result<Vec<PathBuf>> {
+    let output = cargo(context, &["test", "--no-run", "-p", package])
+        .output()
+        .context("cannot run cargo")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!("cargo test --no-run ended with {}:\n{text}", output.status);
+    }
+    let programs = executables(&text, &context.root);
+    if programs.is_empty() {
+        bail!("cargo names no test program:\n{text}");
+    }
+    Ok(programs)
+}
+
+/// The programs in cargo's lines `Executable tests/x.rs (target/debug/deps/x-…)`.
+fn executables(text: &str, root: &Path) -> Vec<PathBuf> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("Executable "))
+        .filter_map(|rest| rest.rsplit_once('(')?.1.strip_suffix(')'))
+        .map(|path| root.join(path))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_programs_are_read_from_cargos_lines() {
+        let text = "   Compiling x v0.1.0 (/r/tests/x)\n    Finished `test` profile\n  Executable unittests src/lib.rs (target/debug/deps/x-12)\n  Executable tests/y.rs (/t/debug/deps/y-34)\n";
+        assert_eq!(
+            executables(text, Path::new("/r")),
+            ["/r/target/debug/deps/x-12", "/t/debug/deps/y-34"].map(PathBuf::from)
+        );
+    }
+}

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything CI runs, with one count at the end.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -10,8 +11,9 @@ use crate::{Context, build, images};
 
 const PARTS: [&str; 5] = ["fmt", "clippy", "unit", "bare", "linux"];
 
-/// Packages with tests that start guests; the others are unit tests.
-const GUEST_PACKAGES: [&str; 2] = ["bare-tests", "linux-guests"];
+/// Packages whose tests are no unit tests: the part `bare` runs the first, and
+/// the second is no program for this host.
+const GUEST_PACKAGES: [&str; 2] = ["bare-tests", "bare-guest"];
 
 /// Counts of tests; a check like fmt is one test.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +66,7 @@ pub fn run(context: &Context, args: &[String]) -> Result<ExitCode> {
         let outcome = match part {
             "fmt" => check(context, "fmt", &["fmt", "--all", "--check"]),
             "clippy" => check(context, "clippy", &CLIPPY),
-            "unit" => unit(context),
+            "unit" => unit(context, host),
             "bare" => bare(context, host),
             _ => linux(context, host, &filters),
         };
@@ -130,18 +132,19 @@ fn check(context: &Context, part: &'static str, args: &[&str]) -> Result<Outcome
     })
 }
 
-fn unit(context: &Context) -> Result<Outcome> {
+fn unit(context: &Context, host: HostKind) -> Result<Outcome> {
     let mut args = vec!["test", "--workspace", "--no-fail-fast"];
-    for package in GUEST_PACKAGES
-        .into_iter()
-        .filter(|name| member(context, name))
-    {
+    for package in GUEST_PACKAGES {
         args.extend(["--exclude", package]);
     }
     let tally = cargo_test(&mut build::cargo(context, &args))?;
+    let note = match host {
+        HostKind::NoKvm => "those that need /dev/kvm passed without doing anything",
+        HostKind::HardwareKvm | HostKind::SoftwareKvm => "",
+    };
     Ok(Outcome {
         part: "unit",
-        note: String::new(),
+        note: note.to_owned(),
         tally,
     })
 }
@@ -151,18 +154,9 @@ fn bare(context: &Context, host: HostKind) -> Result<Outcome> {
     let note = host.announce("bare-metal guests", &placement);
     context.progress.step(&note);
     let tally = match placement {
-        Placement::Direct => {
-            let binaries = build::release(context)?;
-            let mut command = build::cargo(
-                context,
-                &["test", "--release", "-p", "bare-tests", "--no-fail-fast"],
-            );
-            if std::env::var_os(harness::files::BERTH_BIN).is_none() {
-                command.env(harness::files::BERTH_BIN, &binaries.berth);
-            }
-            cargo_test(&mut command)?
-        }
-        Placement::Outer | Placement::Skip(_) => Tally {
+        Placement::Direct => bare_here(context)?,
+        Placement::Outer => bare_inside(context)?,
+        Placement::Skip(_) => Tally {
             skipped: 1,
             ..Tally::default()
         },
@@ -172,6 +166,42 @@ fn bare(context: &Context, host: HostKind) -> Result<Outcome> {
         note,
         tally,
     })
+}
+
+/// What the bare-metal tests are told about where things are.
+fn bare_environment(command: &mut Command, binaries: &build::Binaries, guest: &Path) {
+    command.env("BARE_GUEST", guest);
+    if std::env::var_os(harness::files::BERTH_BIN).is_none() {
+        command.env(harness::files::BERTH_BIN, &binaries.berth);
+    }
+}
+
+fn bare_here(context: &Context) -> Result<Tally> {
+    let guest = build::bare_guest(context)?;
+    let binaries = build::release(context)?;
+    let mut command = build::cargo(context, &["test", "-p", "bare-tests", "--no-fail-fast"]);
+    bare_environment(&mut command, &binaries, &guest);
+    cargo_test(&mut command)
+}
+
+/// Each test program runs in an outer machine of its own, which has KVM.
+fn bare_inside(context: &Context) -> Result<Tally> {
+    let guest = build::bare_guest(context)?;
+    let binaries = build::release(context)?;
+    let kit = images::prepare(context)?;
+    let mut tally = Tally::default();
+    for program in build::test_programs(context, "bare-tests")? {
+        let words = [
+            "outer".to_owned(),
+            program.display().to_string(),
+            guest.display().to_string(),
+        ];
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        tally.add(cargo_test(&mut build::linux_guests(
+            &binaries, &kit, &words,
+        ))?);
+    }
+    Ok(tally)
 }
 
 fn linux(context: &Context, host: HostKind, filters: &[&str]) -> Result<Outcome> {
@@ -206,13 +236,6 @@ fn linux(context: &Context, host: HostKind, filters: &[&str]) -> Result<Outcome>
         note,
         tally,
     })
-}
-
-/// Is there a package of this name in the workspace?
-fn member(context: &Context, name: &str) -> bool {
-    let lock = std::fs::read_to_string(context.root.join("Cargo.lock")).unwrap_or_default();
-    lock.lines()
-        .any(|line| line == format!("name = \"{name}\""))
 }
 
 /// Runs cargo test and adds up its `test result:` lines.

@@ -6,7 +6,7 @@
 
 use super::Machine;
 use crate::check::{Outcome, ensure, fail};
-use crate::memory;
+use crate::memory::{self, Dma};
 use crate::nvme::{Buffer, Command, Controller, Namespace, Pair, io};
 use crate::random::Random;
 use crate::serial::println;
@@ -18,10 +18,14 @@ struct Load {
     opcode: u8,
     random: bool,
     blocks: u32,
-    depth: usize,
     namespace: Namespace,
     /// The command of each slot, with its buffer attached.
     slots: [Command; MAX_DEPTH],
+    /// The slots that are free: the first `frees` of these.
+    free: [u16; MAX_DEPTH],
+    frees: usize,
+    /// The slot of each command identifier, 2 bytes each.
+    slot_of: Dma,
     source: Random,
     next: u64,
 }
@@ -34,51 +38,26 @@ pub fn run(machine: &Machine) -> Outcome {
     let depth = line.number("qd").unwrap_or(1) as usize;
     let mode = line.get("rw").unwrap_or("randread");
     let shadow = line.get("shadow") != Some("off");
-    ensure!(
-        (1..=MAX_DEPTH).contains(&depth),
-        "qd={depth} is not in 1..={MAX_DEPTH}"
-    );
-    ensure!(
-        size.is_multiple_of(namespace.block)
-            && (namespace.block..=namespace.max_transfer).contains(&size),
-        "bs={size} is no multiple of {} up to {}",
-        namespace.block,
-        namespace.max_transfer
-    );
-    let (opcode, random) = match mode {
-        "randread" => (io::READ, true),
-        "randwrite" => (io::WRITE, true),
-        "read" => (io::READ, false),
-        "write" => (io::WRITE, false),
-        _ => fail!("rw={mode} is none of randread, randwrite, read, write"),
-    };
     controller.request_queues(1)?;
     let entries = controller.max_entries().min(1024);
     let mut pairs = [controller.create_pair(1, entries)?];
     if shadow {
-        ensure!(
-            controller.has_shadow_doorbells()?,
-            "no shadow doorbells; try shadow=off"
-        );
+        let able = controller.has_shadow_doorbells()?;
+        ensure!(able, "no shadow doorbells; try shadow=off");
         controller.use_shadow_doorbells(&mut pairs)?;
     }
     let [mut pair] = pairs;
-    let mut load = Load::new(opcode, random, size, depth, namespace);
-    load.run(
-        &controller,
-        &mut pair,
-        line.number("warmup").unwrap_or(1_000),
-        None,
-    )?;
+    let mut load = Load::new(mode, size, depth, namespace)?;
+    let warmup = line.number("warmup").unwrap_or(1_000);
+    load.run(&controller, &mut pair, warmup, None)?;
 
     println!("START bench rw={mode} bs={size} qd={depth} shadow={shadow}");
-    let (start, bells) = (time::now(), pair.doorbell_writes());
     let limit = line
         .number("seconds")
         .map(|it| Deadline::after_ms(it * 1000));
-    let count = line
-        .number("count")
-        .unwrap_or(if limit.is_some() { u64::MAX } else { 100_000 });
+    let all = if limit.is_some() { u64::MAX } else { 100_000 };
+    let count = line.number("count").unwrap_or(all);
+    let (start, bells) = (time::now(), pair.doorbell_writes());
     let done = load.run(&controller, &mut pair, count, limit)?;
     let elapsed = time::to_ns(time::now() - start).max(1);
     println!(
@@ -91,27 +70,46 @@ pub fn run(machine: &Machine) -> Outcome {
 }
 
 impl Load {
-    fn new(opcode: u8, random: bool, size: u64, depth: usize, namespace: Namespace) -> Self {
-        let blocks = (size / namespace.block) as u32;
+    fn new(mode: &str, size: u64, depth: usize, namespace: Namespace) -> Outcome<Self> {
+        let block = namespace.block;
+        let (opcode, random) = match mode {
+            "randread" => (io::READ, true),
+            "randwrite" => (io::WRITE, true),
+            "read" => (io::READ, false),
+            "write" => (io::WRITE, false),
+            _ => fail!("rw={mode} is none of randread, randwrite, read, write"),
+        };
+        ensure!(
+            (1..=MAX_DEPTH).contains(&depth),
+            "qd={depth} is not in 1..={MAX_DEPTH}"
+        );
+        ensure!(
+            size.is_multiple_of(block) && (block..=namespace.max_transfer).contains(&size),
+            "bs={size} is no multiple of {block} up to {}",
+            namespace.max_transfer
+        );
+        let blocks = (size / block) as u32;
         let mut slots = [Command::new(0); MAX_DEPTH];
         for slot in &mut slots[..depth] {
             let buffer = Buffer::new(size);
             buffer.write_pattern(memory::mark(), 0);
             *slot = buffer.attach(Command::blocks(opcode, namespace.id, 0, blocks));
         }
-        Self {
+        Ok(Self {
             opcode,
             random,
             blocks,
-            depth,
             namespace,
             slots,
+            free: core::array::from_fn(|index| index as u16),
+            frees: depth,
+            slot_of: memory::allocate(2 << 16),
             source: Random::new(9),
             next: 0,
-        }
+        })
     }
 
-    fn command(&mut self, slot: usize) -> Command {
+    fn command(&mut self, slot: u16) -> Command {
         let places = self.namespace.blocks / u64::from(self.blocks);
         let place = if self.random {
             self.source.below(places)
@@ -119,10 +117,10 @@ impl Load {
             self.next = (self.next + 1) % places;
             self.next
         };
-        self.slots[slot].quad(10, place * u64::from(self.blocks))
+        self.slots[usize::from(slot)].quad(10, place * u64::from(self.blocks))
     }
 
-    /// Keeps `depth` commands out until `count` were sent or `limit` passed; how many were done.
+    /// Keeps all slots busy until `count` commands were sent or `limit` passed; how many were done.
     fn run(
         &mut self,
         controller: &Controller,
@@ -130,54 +128,56 @@ impl Load {
         count: u64,
         limit: Option<Deadline>,
     ) -> Outcome<u64> {
-        let mut slot_of = [0u16; 1 << 16 >> 4];
-        let mask = slot_of.len() - 1;
         let (mut sent, mut done) = (0, 0);
-        let mut free = [0u16; MAX_DEPTH];
-        for (index, slot) in free.iter_mut().enumerate() {
-            *slot = index as u16;
+        while sent < count && !limit.is_some_and(Deadline::passed) {
+            sent += self.send(pair, count - sent);
+            done += self.reap(controller, pair)?;
         }
-        let mut frees = self.depth;
-        let mut stop = false;
-        while done < sent || (!stop && sent < count) {
-            let before = sent;
-            while frees != 0 && sent < count && !stop {
-                let slot = free[frees - 1];
-                let command = self.command(usize::from(slot));
-                let Some(id) = pair.sq.push(command) else {
-                    break;
-                };
-                slot_of[usize::from(id) & mask] = slot;
-                frees -= 1;
-                sent += 1;
-            }
-            if sent != before {
-                pair.sq.ring();
-            }
-            let deadline = Controller::command_deadline();
-            let mut reaped = 0;
-            while reaped == 0 {
-                while let Some(completion) = pair.cq.take() {
-                    pair.sq.note(&completion);
-                    ensure!(
-                        completion.success(),
-                        "opcode {:#x}: status {:#x}",
-                        self.opcode,
-                        completion.status
-                    );
-                    free[frees] = slot_of[usize::from(completion.id) & mask];
-                    frees += 1;
-                    reaped += 1;
-                }
-                if reaped == 0 && deadline.passed() {
-                    return Err(controller.timeout("a command of the load"));
-                }
-                core::hint::spin_loop();
-            }
-            pair.cq.ring();
-            done += reaped;
-            stop = limit.is_some_and(Deadline::passed);
+        while done < sent {
+            done += self.reap(controller, pair)?;
         }
         Ok(done)
+    }
+
+    /// Sends at most `most` commands, as many as there are free slots, with one ring.
+    fn send(&mut self, pair: &mut Pair, most: u64) -> u64 {
+        let mut sent = 0;
+        while self.frees != 0 && sent < most {
+            let slot = self.free[self.frees - 1];
+            let command = self.command(slot);
+            let Some(id) = pair.sq.push(command) else {
+                break;
+            };
+            self.slot_of.write16(u64::from(id) * 2, slot);
+            self.frees -= 1;
+            sent += 1;
+        }
+        pair.sq.ring();
+        sent
+    }
+
+    /// Waits for completions and takes all there are, with one ring.
+    fn reap(&mut self, controller: &Controller, pair: &mut Pair) -> Outcome<u64> {
+        let mut reaped = 0;
+        let deadline = Controller::command_deadline();
+        while reaped == 0 {
+            while let Some(completion) = pair.cq.take() {
+                pair.sq.note(&completion);
+                let (opcode, status) = (self.opcode, completion.status);
+                ensure!(
+                    completion.success(),
+                    "opcode {opcode:#x}: status {status:#x}"
+                );
+                self.free[self.frees] = self.slot_of.read16(u64::from(completion.id) * 2);
+                self.frees += 1;
+                reaped += 1;
+            }
+            if reaped == 0 && deadline.passed() {
+                return Err(controller.timeout("a command of the load"));
+            }
+            core::hint::spin_loop();
+        }
+        pair.cq.ring();
+        Ok(reaped)
     }
 }

@@ -54,32 +54,26 @@ pub fn run(machine: &Machine) -> Outcome {
     let write_cache = page.read8(525) & 1 != 0;
     let select = page.read16(520) & 1 << 4 != 0;
 
-    for (feature, nsid) in [
-        (ARBITRATION, 0),
-        (POWER, 0),
-        (TEMPERATURE, 0),
-        (ERROR_RECOVERY, namespace.id),
-        (QUEUES, 0),
-        (COALESCING, 0),
-        (VECTOR, 0),
-        (WRITE_ATOMICITY, 0),
-        (EVENTS, 0),
+    for feature in [
+        ARBITRATION,
+        POWER,
+        TEMPERATURE,
+        ERROR_RECOVERY,
+        QUEUES,
+        COALESCING,
+        VECTOR,
+        WRITE_ATOMICITY,
+        EVENTS,
     ] {
+        let nsid = if feature == ERROR_RECOVERY {
+            namespace.id
+        } else {
+            0
+        };
         let now = value(&mut controller, feature, 0, nsid)?;
         println!("feature {feature:#04x} = {now:#x}");
         if select {
-            value(&mut controller, feature, DEFAULT, nsid)?;
-            let saveable = value(&mut controller, feature, CAPABILITIES, nsid)? & SAVEABLE != 0;
-            if !saveable {
-                let save = set(feature, now)
-                    .namespace(nsid)
-                    .dword(10, u32::from(feature) | 1 << 31);
-                controller.admin_refused(
-                    "saving what cannot be saved",
-                    save,
-                    &[status::NOT_SAVEABLE],
-                )?;
-            }
+            check_select(&mut controller, feature, nsid, now)?;
         }
     }
     let cache = get(&mut controller, WRITE_CACHE, 0, 0)?;
@@ -87,22 +81,31 @@ pub fn run(machine: &Machine) -> Outcome {
         cache.success() || !write_cache,
         "Get Features 06h fails with a write cache"
     );
-
-    for unknown in [0x00, 0x3f, 0xbf, 0xff] {
-        let completion = get(&mut controller, unknown, 0, 0)?;
-        ensure_eq!(
-            completion.code(),
-            status::INVALID_FIELD,
-            "Get Features {unknown:#x}"
-        );
-        controller.admin_refused(
-            "Set Features of the unknown",
-            set(unknown, 0),
-            &[status::INVALID_FIELD],
-        )?;
-    }
+    check_unknown(&mut controller)?;
     check_queue_count(&mut controller)?;
     check_defaults(&mut controller, write_cache, select)
+}
+
+/// The default can be had, and what cannot be saved is not.
+fn check_select(controller: &mut Controller, feature: u8, nsid: u32, now: u32) -> Outcome {
+    value(controller, feature, DEFAULT, nsid)?;
+    if value(controller, feature, CAPABILITIES, nsid)? & SAVEABLE == 0 {
+        let save = set(feature, now)
+            .namespace(nsid)
+            .dword(10, u32::from(feature) | 1 << 31);
+        controller.admin_refused("saving", save, &[status::NOT_SAVEABLE])?;
+    }
+    Ok(())
+}
+
+fn check_unknown(controller: &mut Controller) -> Outcome {
+    let invalid = [status::INVALID_FIELD];
+    for unknown in [0x00, 0x3f, 0xbf, 0xff] {
+        let code = get(controller, unknown, 0, 0)?.code();
+        ensure_eq!(code, status::INVALID_FIELD, "Get Features {unknown:#x}");
+        controller.admin_refused("Set Features", set(unknown, 0), &invalid)?;
+    }
+    Ok(())
 }
 
 fn check_queue_count(controller: &mut Controller) -> Outcome {

@@ -94,24 +94,19 @@ impl Flow {
         // Command identifier and block of each slot that is out.
         let mut out: [Option<(u16, u64)>; MAX_DEPTH] = [None; MAX_DEPTH];
         let (mut sent, mut done) = (0, 0);
-        let depth = depth.min(MAX_DEPTH);
         while done < count {
-            let mut pushed = false;
-            for index in 0..depth {
+            let before = sent;
+            for (index, slot) in out.iter_mut().enumerate().take(depth) {
                 if sent == count || pair.sq.room() == 0 {
                     break;
                 }
-                if out[index].is_none() {
+                if slot.is_none() {
                     let (command, lba) = self.command(index);
-                    let Some(id) = pair.sq.push(command) else {
-                        break;
-                    };
-                    out[index] = Some((id, lba));
+                    *slot = pair.sq.push(command).map(|id| (id, lba));
                     sent += 1;
-                    pushed = true;
                 }
             }
-            if pushed {
+            if sent != before {
                 pair.sq.ring();
             }
             let completion = controller.wait(pair)?;

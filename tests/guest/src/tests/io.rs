@@ -129,24 +129,23 @@ fn round_trip(rig: &mut Rig, from: &Buffer, to: &Buffer, seed: u64) -> Outcome {
 
 /// Flush, Write Zeroes, Dataset Management, FUA, and the limits of the address range.
 pub fn commands(machine: &Machine) -> Outcome {
-    let mut rig = rig(machine)?;
-    let page = memory::allocate(PAGE);
-    rig.controller
-        .admin_ok("Identify", Command::identify(1, 0, page.address(0)))?;
-    let supported = page.read16(520);
     let Rig {
-        controller,
+        mut controller,
         namespace,
-        pair,
-    } = &mut rig;
+        mut pair,
+    } = rig(machine)?;
+    let page = memory::allocate(PAGE);
+    controller.admin_ok("Identify", Command::identify(1, 0, page.address(0)))?;
+    let supported = page.read16(520);
     let id = namespace.id;
-    let mut buffer = Buffer::new(64 << 10);
     let len = (16 << 10).min(namespace.max_transfer).max(namespace.block);
-    buffer.shape(0, len, 0);
-    let blocks = (buffer.len / namespace.block) as u32;
+    let buffer = Buffer::new(len);
+    let blocks = (len / namespace.block) as u32;
+    let read = buffer.attach(Command::blocks(io::READ, id, 8, blocks));
 
-    controller.io_ok("Flush", pair, Command::new(io::FLUSH).namespace(id))?;
-    let broadcast = controller.io(pair, Command::new(io::FLUSH).namespace(u32::MAX))?;
+    let flush = Command::new(io::FLUSH);
+    controller.io_ok("Flush", &mut pair, flush.namespace(id))?;
+    let broadcast = controller.io(&mut pair, flush.namespace(u32::MAX))?;
     ensure!(
         broadcast.success() || broadcast.code() == status::INVALID_NAMESPACE,
         "broadcast Flush: status {:#x}",
@@ -154,37 +153,40 @@ pub fn commands(machine: &Machine) -> Outcome {
     );
 
     buffer.write_pattern(7, 0);
-    let fua = Command::blocks(io::WRITE, id, 8, blocks);
+    let fua = buffer.attach(Command::blocks(io::WRITE, id, 8, blocks));
     let fua = fua.dword(12, fua.dwords[12] | 1 << 30);
-    controller.io_ok("Write with FUA", pair, buffer.attach(fua))?;
+    controller.io_ok("Write with FUA", &mut pair, fua)?;
     buffer.clear();
-    let read = Command::blocks(io::READ, id, 8, blocks);
-    controller.io_ok("Read", pair, buffer.attach(read))?;
+    controller.io_ok("Read", &mut pair, read)?;
     buffer.check_pattern(7, 0)?;
 
     if supported & 1 << 3 != 0 {
         let command = Command::blocks(io::WRITE_ZEROES, id, 8, blocks);
-        controller.io_ok("Write Zeroes", pair, command)?;
+        controller.io_ok("Write Zeroes", &mut pair, command)?;
         buffer.clear();
-        controller.io_ok("Read", pair, buffer.attach(read))?;
+        controller.io_ok("Read", &mut pair, read)?;
         buffer.check_bytes(0)?;
     }
     if supported & 1 << 2 != 0 {
-        // Two ranges: context attributes, length in blocks, start.
-        for (range, lba) in [(0, 8), (1, 8 + u64::from(blocks))] {
-            page.write32(range * 16, 0);
-            page.write32(range * 16 + 4, blocks);
-            page.write64(range * 16 + 8, lba);
-        }
-        let command = Command::new(io::DATASET_MANAGEMENT)
-            .namespace(id)
-            .prp(page.address(0), 0)
-            .dword(10, 1)
-            .dword(11, 1 << 2);
-        controller.io_ok("Dataset Management", pair, command)?;
-        controller.io_ok("Read of a deallocated range", pair, buffer.attach(read))?;
+        controller.io_ok("Dataset Management", &mut pair, deallocate(id, blocks))?;
+        controller.io_ok("Read of a deallocated range", &mut pair, read)?;
     }
-    check_range(controller, pair, *namespace, &buffer)
+    check_range(&controller, &mut pair, namespace, &buffer)
+}
+
+/// Dataset Management that deallocates two ranges of `blocks` blocks, from block 8 on.
+fn deallocate(nsid: u32, blocks: u32) -> Command {
+    let ranges = memory::allocate(PAGE);
+    for (range, lba) in [(0, 8), (1, 8 + u64::from(blocks))] {
+        // Context attributes stay 0; length in blocks; start.
+        ranges.write32(range * 16 + 4, blocks);
+        ranges.write64(range * 16 + 8, lba);
+    }
+    Command::new(io::DATASET_MANAGEMENT)
+        .namespace(nsid)
+        .prp(ranges.address(0), 0)
+        .dword(10, 1)
+        .dword(11, 1 << 2)
 }
 
 fn check_range(

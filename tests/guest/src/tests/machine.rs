@@ -1,7 +1,7 @@
 //! Tests of the machine around the controller: a sign of life, PCI configuration space, ways to end.
 
 use super::Machine;
-use crate::check::{Outcome, ensure, ensure_eq, skip};
+use crate::check::{Outcome, ensure_eq, skip};
 use crate::pci::{self, register};
 use crate::serial::println;
 use crate::{exit, io};
@@ -27,65 +27,59 @@ pub fn hello(machine: &Machine) -> Outcome {
 pub fn pci(machine: &Machine) -> Outcome {
     let function = machine.function()?;
     let saved = function.read8(register::INTERRUPT_LINE);
-    let next = function.read8(register::INTERRUPT_LINE + 1);
+    let pin = function.read8(register::INTERRUPT_LINE + 1);
     for value in [0x5a, 0xa5, saved] {
         function.write8(register::INTERRUPT_LINE, value);
-        let word = u16::from(value) | u16::from(next) << 8;
+        let now = function.read16(register::INTERRUPT_LINE);
         ensure_eq!(
-            function.read16(register::INTERRUPT_LINE),
-            word,
+            now,
+            u16::from_le_bytes([value, pin]),
             "interrupt line and pin"
         );
     }
     let id = function.read32(register::VENDOR);
     function.write32(register::VENDOR, !id);
     ensure_eq!(function.read32(register::VENDOR), id, "ids after a write");
-    for absent in 0..32 {
-        let absent = pci::Function {
-            slot: absent,
-            number: 0,
-        };
+    for slot in 0..32 {
+        let absent = pci::Function { slot, number: 0 };
         if pci::functions().all(|it| it != absent) {
-            ensure_eq!(
-                absent.read32(0),
-                u32::MAX,
-                "an empty slot ({})",
-                absent.slot
-            );
+            ensure_eq!(absent.read32(0), u32::MAX, "the empty slot {slot}");
         }
     }
     let Some(ecam) = machine.ecam else {
         skip!("ports work; the machine has no MCFG table, so no ECAM");
     };
+    mapped_configuration(ecam)?;
+    let line = function.ecam(ecam) + u64::from(register::INTERRUPT_LINE);
+    io::write8(line, 0x3c);
+    let now = function.read8(register::INTERRUPT_LINE);
+    ensure_eq!(now, 0x3c, "a byte written through ECAM");
+    io::write8(line, saved);
+    // Extended space too, and across the borders of registers: any answer will do.
+    for offset in 0..4096 {
+        let _ = io::read32(function.ecam(ecam) + offset);
+    }
+    Ok(())
+}
+
+/// What ports read, the memory-mapped window reads.
+fn mapped_configuration(ecam: u64) -> Outcome {
     for function in pci::functions() {
-        let window = function.ecam(ecam);
         for offset in (0..256).step_by(4) {
             let port = function.read32(offset);
-            ensure_eq!(
-                io::read32(window + u64::from(offset)),
-                port,
-                "slot {} offset {offset:#x} through ECAM",
-                function.slot
-            );
+            let mapped = io::read32(function.ecam(ecam) + u64::from(offset));
+            ensure_eq!(mapped, port, "slot {} at {offset:#x}", function.slot);
         }
     }
-    let window = function.ecam(ecam);
-    let line = window + u64::from(register::INTERRUPT_LINE);
-    io::write8(line, 0x3c);
-    ensure_eq!(
-        function.read8(register::INTERRUPT_LINE),
-        0x3c,
-        "a byte written through ECAM"
-    );
-    io::write8(line, saved);
-    // Extended space, accesses across register borders, and the end of the window.
-    for size_and_offset in 0..4096 {
-        let _ = io::read32(window + size_and_offset);
+    let empty = (0..32).find(|&slot| pci::functions().all(|it| it.slot != slot));
+    if let Some(slot) = empty {
+        let absent = pci::Function { slot, number: 0 };
+        ensure_eq!(
+            io::read32(absent.ecam(ecam)),
+            u32::MAX,
+            "the empty slot {slot}"
+        );
     }
-    ensure!(
-        io::read32(ecam + (31 << 15)) == u32::MAX || pci::functions().any(|it| it.slot == 31),
-        "slot 31 is empty but answers through ECAM"
-    );
     Ok(())
 }
 
