@@ -126,10 +126,25 @@ impl Registers {
     fn write_cc(&mut self, cc: Cc) -> bool {
         if self.cc.en() && !cc.en() {
             self.reset_asked = true;
+            if !self.csts.rdy() {
+                // Never enabled: there is nothing that the guest could wait for.
+                self.csts.set_cfs(false);
+            }
         }
         let changed = self.cc != cc;
         self.cc = cc;
         changed || self.reset_asked
+    }
+
+    /// Reports how enabling ended, unless the guest asked for a reset since: then it counts for
+    /// nothing, and `false` comes back.
+    pub fn enable_done(&mut self, ready: bool) -> bool {
+        if self.reset_asked {
+            return false;
+        }
+        self.csts.set_rdy(ready);
+        self.csts.set_cfs(!ready);
+        true
     }
 
     /// Whether a controller reset was asked for and not begun.
@@ -167,6 +182,26 @@ mod tests {
 
     fn write_cc(registers: &mut Registers, value: u32) -> bool {
         registers.write(CC, &value.to_le_bytes())
+    }
+
+    #[test]
+    fn a_refused_enable_is_forgotten_with_the_next_reset() {
+        let mut registers = Registers::new(63);
+        write_cc(&mut registers, EN);
+        assert!(registers.enable_done(false));
+        assert!(registers.csts.cfs() && !registers.csts.rdy());
+        write_cc(&mut registers, 0);
+        assert!(!registers.csts.cfs());
+
+        // A reset that comes while the owner enables.
+        write_cc(&mut registers, EN);
+        registers.take_reset_asked();
+        write_cc(&mut registers, 0);
+        write_cc(&mut registers, EN);
+        for ready in [true, false] {
+            assert!(!registers.enable_done(ready));
+            assert!(!registers.csts.cfs() && !registers.csts.rdy());
+        }
     }
 
     #[test]

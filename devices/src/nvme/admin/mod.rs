@@ -212,24 +212,26 @@ impl Admin {
             && !controller.registers().csts.cfs()
         {
             let sizes = (u32::from(aqa.asqs_z()) + 1, u32::from(aqa.acqs_z()) + 1);
-            match enable(controller, cc, (asq, acq), sizes) {
-                Ok(group) => {
-                    // What was written to doorbells of no queue before is no news to this driver.
-                    self.events = AsyncEvents::default();
-                    let _ = controller.core().take_doorbell_errors();
-                    self.state = State::Enabled(Box::new(group));
-                    controller.registers().csts.set_rdy(true);
-                }
-                Err(why) => {
-                    crate::guest_warn!(
-                        "controller '{}': cannot be enabled: {why}",
-                        controller.id()
-                    );
-                    controller.registers().csts.set_cfs(true);
-                }
-            }
+            self.enable(controller, enable(controller, cc, (asq, acq), sizes));
         }
         self.follow_shutdown(controller, cc);
+    }
+
+    fn enable(&mut self, controller: &Controller, queues: Result<Group, EnableError>) {
+        let done = controller.registers().enable_done(queues.is_ok());
+        match queues {
+            Ok(group) if done => {
+                // What was written to doorbells of no queue before is no news to this driver.
+                self.events = AsyncEvents::default();
+                let _ = controller.core().take_doorbell_errors();
+                self.state = State::Enabled(Box::new(group));
+            }
+            // The reset that came in between is next.
+            Ok(_) => {}
+            Err(why) => {
+                crate::guest_warn!("controller '{}': cannot be enabled: {why}", controller.id());
+            }
+        }
     }
 
     fn begin_reset(&mut self, controller: &Controller) {
