@@ -11,7 +11,9 @@ use crate::ioevent::IoEvents;
 use crate::pci::config::ConfigSpace;
 use crate::pci::msix::Msix;
 use crate::ram::GuestRam;
-use crate::subsystem::{AttachmentTable, ControllerLink, Link, Subsystem, SubsystemError};
+use crate::subsystem::{
+    AttachmentTable, ControllerLink, Link, Namespace, Subsystem, SubsystemError,
+};
 
 use super::admin::Admin;
 use super::core::Core;
@@ -119,7 +121,7 @@ impl Drop for Controller {
 
 impl ControllerLink for Controller {
     fn attachments_changed(&self, table: Arc<AttachmentTable>, changed: &[u32]) {
-        self.core.namespaces.store(table);
+        self.core.set_namespaces(table, changed);
         lock(&self.changed).extend(changed);
         // Threads that sleep must let go of the old table.
         self.io_threads.wake_all();
@@ -266,6 +268,28 @@ impl Controller {
             Ok(_) if id.qid == 0 => self.core.wake(),
             Ok(rung) => self.io_threads.thread(rung.owner).wake(),
         }
+    }
+
+    /// Stops at once, as a function that is pulled: no command is fetched, completed or told of from
+    /// now on. [`Controller::is_quiet`] says when I/O in flight has let go of guest memory.
+    pub fn stop(&self) {
+        self.function_level_reset();
+    }
+
+    /// Whether nothing of the controller touches guest memory: it is disabled, and was not asked for
+    /// anything since.
+    pub fn is_quiet(&self) -> bool {
+        let admin = lock(&self.admin);
+        admin.is_disabled() && !self.registers().is_reset_asked()
+    }
+
+    /// Ends commands in flight on a namespace that was removed or detached, as far as the storage lets
+    /// go of them. They end as if their path was gone, so that another one is tried.
+    pub fn abort_namespace(&self, namespace: &Arc<Namespace>) {
+        self.io_threads.send_all(|| Message::AbortNamespace {
+            core: Arc::clone(&self.core),
+            namespace: Arc::downgrade(namespace),
+        });
     }
 
     /// The controller as `info` shows it.

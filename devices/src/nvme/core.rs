@@ -1,5 +1,6 @@
 //! What a controller's registers, admin queue and I/O threads share.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -71,6 +72,8 @@ pub struct Core {
     access: AtomicU32,
     // The guest turned the volatile write cache off.
     write_through: AtomicBool,
+    // NSIDs that were attached, and that the guest may not know are not any more.
+    departed: Mutex<BTreeSet<u32>>,
     events: Mutex<Vec<Event>>,
     doorbell_errors: AtomicU32,
     wake: EventFd,
@@ -103,6 +106,7 @@ impl Core {
             max_transfer,
             access: AtomicU32::new(0),
             write_through: AtomicBool::new(false),
+            departed: Mutex::default(),
             events: Mutex::default(),
             doorbell_errors: AtomicU32::new(0),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
@@ -133,6 +137,34 @@ impl Core {
 
     fn lock_events(&self) -> std::sync::MutexGuard<'_, Vec<Event>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the table of now, in which `changed` came, went or changed.
+    pub fn set_namespaces(&self, table: Arc<AttachmentTable>, changed: &[u32]) {
+        let mut departed = self.departed();
+        for &nsid in changed {
+            if table.get(nsid).is_some() {
+                departed.remove(&nsid);
+            } else {
+                departed.insert(nsid);
+            }
+        }
+        self.namespaces.store(table);
+    }
+
+    /// Whether a namespace that is not attached was, as far as the guest can know. Commands for it
+    /// took a path that is gone; another one may be there.
+    pub fn has_departed(&self, nsid: u32) -> bool {
+        self.departed().contains(&nsid)
+    }
+
+    /// The guest read which namespaces are attached, or starts anew.
+    pub fn forget_departed(&self) {
+        self.departed().clear();
+    }
+
+    fn departed(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
+        self.departed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes an invalid doorbell write.

@@ -114,7 +114,7 @@ impl Controller {
         self.io_threads().wake_all();
     }
 
-    fn function_level_reset(&self) {
+    pub(super) fn function_level_reset(&self) {
         self.core().halt();
         self.core().msix.reset();
         self.registers().function_reset();

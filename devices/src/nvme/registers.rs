@@ -148,6 +148,11 @@ impl Registers {
     }
 
     /// Whether a controller reset was asked for and not begun.
+    pub fn is_reset_asked(&self) -> bool {
+        self.reset_asked
+    }
+
+    /// Whether a controller reset was asked for since the last call.
     pub fn take_reset_asked(&mut self) -> bool {
         std::mem::take(&mut self.reset_asked)
     }

@@ -76,6 +76,48 @@ pub enum SubsystemError {
         /// The controller that is in it.
         by: String,
     },
+    /// No namespace with this NSID.
+    #[error("subsystem '{subsystem}' has no namespace with nsid {nsid}")]
+    NoNamespace {
+        /// The NSID.
+        nsid: u32,
+        /// The subsystem.
+        subsystem: String,
+    },
+    /// No controller with this id.
+    #[error("controller '{controller}' is not in subsystem '{subsystem}'")]
+    NoController {
+        /// The controller.
+        controller: String,
+        /// The subsystem.
+        subsystem: String,
+    },
+    /// Attached already.
+    #[error("nsid {nsid} is attached to controller '{controller}' already")]
+    Attached {
+        /// The NSID.
+        nsid: u32,
+        /// The controller.
+        controller: String,
+    },
+    /// Not attached.
+    #[error("nsid {nsid} is not attached to controller '{controller}'")]
+    NotAttached {
+        /// The NSID.
+        nsid: u32,
+        /// The controller.
+        controller: String,
+    },
+    /// A second controller for a namespace with `shared=off`.
+    #[error(
+        "nsid {nsid} has shared=off and is attached to controller '{by}': detach it there first"
+    )]
+    Private {
+        /// The NSID.
+        nsid: u32,
+        /// The controller that it is attached to.
+        by: String,
+    },
     /// The NQN is empty or too long.
     #[error("nqn '{0}' is not valid: it must have 1 to {MAX_NQN} bytes")]
     BadNqn(String),
@@ -102,8 +144,15 @@ pub struct Subsystem {
 
 #[derive(Default)]
 struct Members {
-    namespaces: BTreeMap<u32, Arc<Namespace>>,
+    namespaces: BTreeMap<u32, Plugged>,
     controllers: BTreeMap<u16, Member>,
+}
+
+/// A namespace on the subsystem's bus.
+struct Plugged {
+    namespace: Arc<Namespace>,
+    // By controller id: attached or detached by command, whatever the namespace reaches by itself.
+    commanded: BTreeMap<String, bool>,
 }
 
 struct Member {
@@ -171,11 +220,95 @@ impl Subsystem {
                 .ok_or_else(|| SubsystemError::Full(self.id.clone()))?,
         };
         let namespace = Arc::new(Namespace::new(config, nsid, &self.nqn, backend));
-        members.namespaces.insert(nsid, Arc::clone(&namespace));
-        let told = members.publish(&namespace);
-        drop(members);
-        drop(told);
+        let plugged = Plugged {
+            namespace: Arc::clone(&namespace),
+            commanded: BTreeMap::new(),
+        };
+        let reached = members.reached_by(&plugged);
+        members.namespaces.insert(nsid, plugged);
+        members.publish(nsid, &reached).drop_unlocked(members);
         Ok(namespace)
+    }
+
+    /// Takes a namespace off the bus: no controller sees it any more, commands in flight end by
+    /// themselves. It closes when its last user lets go of it; see [`Namespace::notify_closed`].
+    pub fn remove_namespace(&self, nsid: u32) -> Option<Arc<Namespace>> {
+        let mut members = self.members();
+        let plugged = members.namespaces.remove(&nsid)?;
+        let reached = members.reached_by(&plugged);
+        members.publish(nsid, &reached).drop_unlocked(members);
+        Some(plugged.namespace)
+    }
+
+    /// Attaches a namespace to a controller of the subsystem.
+    ///
+    /// # Errors
+    /// No such namespace or controller here, attached already, or private to another controller.
+    pub fn attach(&self, nsid: u32, controller: &str) -> Result<(), SubsystemError> {
+        let members = self.members();
+        let plugged = self.plugged(&members, nsid, controller)?;
+        let reached = members.reached_by(plugged);
+        if reached.iter().any(|id| id == controller) {
+            return Err(SubsystemError::Attached {
+                nsid,
+                controller: controller.to_owned(),
+            });
+        }
+        if let (false, Some(other)) = (plugged.namespace.shared(), reached.first()) {
+            return Err(SubsystemError::Private {
+                nsid,
+                by: other.clone(),
+            });
+        }
+        Self::command(members, nsid, controller, true);
+        Ok(())
+    }
+
+    /// Detaches a namespace from a controller of the subsystem.
+    ///
+    /// # Errors
+    /// No such namespace or controller here, or not attached.
+    pub fn detach(&self, nsid: u32, controller: &str) -> Result<(), SubsystemError> {
+        let members = self.members();
+        let plugged = self.plugged(&members, nsid, controller)?;
+        if !plugged.reaches(controller) {
+            return Err(SubsystemError::NotAttached {
+                nsid,
+                controller: controller.to_owned(),
+            });
+        }
+        Self::command(members, nsid, controller, false);
+        Ok(())
+    }
+
+    fn plugged<'a>(
+        &self,
+        members: &'a Members,
+        nsid: u32,
+        controller: &str,
+    ) -> Result<&'a Plugged, SubsystemError> {
+        let here = |member: &Member| member.id == controller;
+        if !members.controllers.values().any(here) {
+            return Err(SubsystemError::NoController {
+                controller: controller.to_owned(),
+                subsystem: self.id.clone(),
+            });
+        }
+        members
+            .namespaces
+            .get(&nsid)
+            .ok_or_else(|| SubsystemError::NoNamespace {
+                nsid,
+                subsystem: self.id.clone(),
+            })
+    }
+
+    fn command(mut members: MutexGuard<'_, Members>, nsid: u32, controller: &str, attached: bool) {
+        if let Some(plugged) = members.namespaces.get_mut(&nsid) {
+            plugged.commanded.insert(controller.to_owned(), attached);
+        }
+        let told = members.publish(nsid, &[controller.to_owned()]);
+        told.drop_unlocked(members);
     }
 
     fn check_nsid(&self, members: &Members, nsid: u32) -> Result<u32, SubsystemError> {
@@ -186,7 +319,7 @@ impl Subsystem {
             None => Ok(nsid),
             Some(other) => Err(SubsystemError::NsidInUse {
                 nsid,
-                by: other.id().to_owned(),
+                by: other.namespace.id().to_owned(),
                 subsystem: self.id.clone(),
             }),
         }
@@ -207,13 +340,18 @@ impl Subsystem {
         let changed: Vec<_> = members
             .namespaces
             .values()
-            .filter(|namespace| which(namespace) && namespace.take_size())
-            .cloned()
+            .filter(|plugged| which(&plugged.namespace) && plugged.namespace.take_size())
+            .map(|plugged| (Arc::clone(&plugged.namespace), members.reached_by(plugged)))
             .collect();
-        let told: Vec<_> = changed.iter().map(|n| members.publish(n)).collect();
-        drop(members);
-        drop(told);
+        let mut told = Told::default();
+        for (namespace, reached) in &changed {
+            told.0.extend(members.publish(namespace.nsid(), reached).0);
+        }
+        told.drop_unlocked(members);
         changed
+            .into_iter()
+            .map(|(namespace, _)| namespace)
+            .collect()
     }
 
     /// Links a controller: reserves its CNTLID. [`Link::observe`] has it hear of namespaces.
@@ -257,7 +395,9 @@ impl Subsystem {
 
     /// The namespace with this NSID, attached or not.
     pub fn namespace(&self, nsid: u32) -> Option<Arc<Namespace>> {
-        self.members().namespaces.get(&nsid).cloned()
+        let members = self.members();
+        let plugged = members.namespaces.get(&nsid)?;
+        Some(Arc::clone(&plugged.namespace))
     }
 
     /// CNTLIDs of all controllers, ascending.
@@ -268,11 +408,11 @@ impl Subsystem {
     /// CNTLIDs of the controllers that the namespace is attached to, ascending.
     pub fn attached_to(&self, nsid: u32) -> Vec<u16> {
         let members = self.members();
-        let Some(namespace) = members.namespaces.get(&nsid) else {
+        let Some(plugged) = members.namespaces.get(&nsid) else {
             return Vec::new();
         };
         let reached =
-            |(cntlid, member): (&u16, &Member)| namespace.reaches(&member.id).then_some(*cntlid);
+            |(cntlid, member): (&u16, &Member)| plugged.reaches(&member.id).then_some(*cntlid);
         members.controllers.iter().filter_map(reached).collect()
     }
 
@@ -287,7 +427,7 @@ impl Subsystem {
         let namespaces = members
             .namespaces
             .values()
-            .map(|namespace| members.namespace_info(namespace))
+            .map(|plugged| members.namespace_info(plugged))
             .collect();
         SubsystemInfo {
             id: self.id.clone(),
@@ -304,37 +444,37 @@ impl Members {
         let attached = self
             .namespaces
             .values()
-            .filter(|namespace| namespace.reaches(controller))
-            .cloned();
+            .filter(|plugged| plugged.reaches(controller))
+            .map(|plugged| Arc::clone(&plugged.namespace));
         Arc::new(AttachmentTable::new(attached))
     }
 
-    /// Gives every controller that `namespace` reaches its new table; returns those controllers.
-    ///
-    /// They must be dropped without the lock on the members: one of them may have lost its other
-    /// owners meanwhile, and its end removes it from the members.
-    #[must_use]
-    fn publish(&self, namespace: &Namespace) -> Vec<Arc<dyn ControllerLink>> {
-        let mut told = Vec::new();
+    /// Ids of the controllers that a namespace is attached to.
+    fn reached_by(&self, plugged: &Plugged) -> Vec<String> {
+        self.controllers
+            .values()
+            .filter(|member| plugged.reaches(&member.id))
+            .map(|member| member.id.clone())
+            .collect()
+    }
+
+    /// Gives the named controllers their new tables, in which `nsid` came, went or changed.
+    fn publish(&self, nsid: u32, controllers: &[String]) -> Told {
+        let mut told = Told::default();
         for member in self.controllers.values() {
-            if !namespace.reaches(&member.id) {
+            if !controllers.contains(&member.id) {
                 continue;
             }
             if let Some(link) = member.link.as_ref().and_then(Weak::upgrade) {
-                link.attachments_changed(self.table(&member.id), &[namespace.nsid()]);
-                told.push(link);
+                link.attachments_changed(self.table(&member.id), &[nsid]);
+                told.0.push(link);
             }
         }
         told
     }
 
-    fn namespace_info(&self, namespace: &Namespace) -> NamespaceInfo {
-        let attached = self
-            .controllers
-            .values()
-            .filter(|member| namespace.reaches(&member.id))
-            .map(|member| member.id.clone())
-            .collect();
+    fn namespace_info(&self, plugged: &Plugged) -> NamespaceInfo {
+        let namespace = &plugged.namespace;
         NamespaceInfo {
             id: namespace.id().to_owned(),
             nsid: namespace.nsid(),
@@ -344,18 +484,37 @@ impl Members {
             size: namespace.blocks() << namespace.block_shift(),
             uuid: namespace.uuid().to_string(),
             backend: namespace.backend().describe(),
-            attached,
+            attached: self.reached_by(plugged),
         }
     }
 }
 
-impl Namespace {
+/// Controllers that were told of a change.
+///
+/// One of them may have lost its other owners meanwhile, and its end removes it from the members: so
+/// they are dropped without the lock.
+#[derive(Default)]
+#[must_use = "must be dropped without the lock on the members"]
+struct Told(Vec<Arc<dyn ControllerLink>>);
+
+impl Told {
+    fn drop_unlocked(self, members: MutexGuard<'_, Members>) {
+        drop(members);
+        drop(self);
+    }
+}
+
+impl Plugged {
     fn reaches(&self, controller: &str) -> bool {
-        match &self.reach {
+        let by_itself = || match &self.namespace.reach {
             Reach::Shared => true,
             Reach::Private(id) => id == controller,
             Reach::Detached => false,
-        }
+        };
+        self.commanded
+            .get(controller)
+            .copied()
+            .unwrap_or_else(by_itself)
     }
 }
 
@@ -391,7 +550,14 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.subsystem.members().controllers.remove(&self.cntlid);
+        let mut members = self.subsystem.members();
+        let Some(member) = members.controllers.remove(&self.cntlid) else {
+            return;
+        };
+        // The next controller of this name sees what one that booted with the machine would.
+        for plugged in members.namespaces.values_mut() {
+            plugged.commanded.remove(&member.id);
+        }
     }
 }
 

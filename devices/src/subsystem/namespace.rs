@@ -1,10 +1,11 @@
 //! A namespace: an identity, a format and the backend that holds its bytes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 use uuid::Uuid;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::storage::Backend;
 
@@ -56,6 +57,21 @@ pub struct Namespace {
     block_shift: u32,
     blocks: AtomicU64,
     backend: Arc<dyn Backend>,
+    // The last field: it is dropped behind the backend.
+    closed: Closed,
+}
+
+/// Says that a namespace is gone.
+#[derive(Default)]
+struct Closed(OnceLock<EventFd>);
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        if let Some(event) = self.0.get() {
+            // It fails only at 2^64 - 1 unread writes.
+            let _ = event.write(1);
+        }
+    }
 }
 
 impl std::fmt::Debug for Namespace {
@@ -92,7 +108,14 @@ impl Namespace {
             block_shift,
             blocks: AtomicU64::new(backend.size() >> block_shift),
             backend,
+            closed: Closed::default(),
         }
+    }
+
+    /// Has `event` signalled when the last user let go of the namespace and its image is closed and
+    /// unlocked. Only the first call counts.
+    pub fn notify_closed(&self, event: EventFd) {
+        let _ = self.closed.0.set(event);
     }
 
     /// Name in the device tree.

@@ -48,6 +48,7 @@ pub fn identify(
         }
         Cns::CONTROLLER => Ok(page(&identify_controller(controller))),
         Cns::ACTIVE_NAMESPACES | Cns::ACTIVE_NAMESPACES_CSI => {
+            controller.core().forget_departed();
             nsid_list(namespaces.active(), sqe.nsid)
         }
         Cns::NAMESPACE_DESCRIPTORS => {

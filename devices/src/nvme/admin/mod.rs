@@ -146,6 +146,8 @@ impl Admin {
         self.note_changes(controller);
         let more = self.serve(controller);
         if let State::Enabled(group) = &mut self.state {
+            // Admin commands keep no table, and must keep no namespace that was removed.
+            group.snapshots.refresh(&controller.core().namespaces);
             self.events.report(group);
             group.interrupt();
         }
@@ -237,6 +239,7 @@ impl Admin {
     fn begin_reset(&mut self, controller: &Controller) {
         let core = controller.core();
         core.doorbells.reset();
+        core.forget_departed();
         self.pending.clear();
         self.events = AsyncEvents::default();
         self.features = Features::new(controller.config().max_ioqpairs);
@@ -508,6 +511,11 @@ impl Admin {
         }
         queues.extend(self.io.info(controller));
         queues
+    }
+
+    /// Whether there is no queue, and none that is being let go of.
+    pub fn is_disabled(&self) -> bool {
+        matches!(self.state, State::Disabled)
     }
 
     /// One word for people.

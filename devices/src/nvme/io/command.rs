@@ -134,9 +134,17 @@ pub fn start(context: &mut Context<'_>, sqe: &Sqe) -> Result<Started, CommandErr
 }
 
 /// The attached namespace that a command names.
-fn namespace(namespaces: &AttachmentTable, nsid: u32) -> Result<&Namespace, CommandError> {
+fn namespace<'a>(
+    namespaces: &'a AttachmentTable,
+    core: &Core,
+    nsid: u32,
+) -> Result<&'a Namespace, CommandError> {
     match namespaces.get(nsid) {
         Some(namespace) => Ok(namespace),
+        // A host that has another path tries that; one that has none hears of it soon.
+        None if core.has_departed(nsid) => {
+            Err(CommandError::transient(Status::INTERNAL_PATH_ERROR))
+        }
         // Inactive NSIDs are valid, but name nothing (NVMe Base 2.0c, 3.2.1.2).
         None if (1..=crate::subsystem::MAX_NSID).contains(&nsid) => {
             Err(Status::INVALID_FIELD.into())
@@ -158,7 +166,7 @@ fn byte_range(namespace: &Namespace, slba: u64, blocks: u64) -> Result<(u64, u64
 
 fn transfer(context: &mut Context<'_>, sqe: &Sqe, kind: Kind) -> Result<Started, CommandError> {
     let cdw12 = ReadWriteCdw12::from_bits(sqe.cdw12);
-    let namespace = namespace(context.namespaces, sqe.nsid)?;
+    let namespace = namespace(context.namespaces, context.core, sqe.nsid)?;
     if kind == Kind::Write && namespace.read_only() {
         return Err(Status::NAMESPACE_WRITE_PROTECTED.into());
     }
@@ -213,7 +221,7 @@ fn flush(context: &mut Context<'_>, sqe: &Sqe) -> Result<Started, CommandError> 
             started.add(submit(context, namespace, Op::Flush, (0, 0)));
         }
     } else {
-        let namespace = namespace(namespaces, sqe.nsid)?;
+        let namespace = namespace(namespaces, context.core, sqe.nsid)?;
         started.add(submit(context, namespace, Op::Flush, (0, 0)));
     }
     Ok(started)
@@ -221,7 +229,7 @@ fn flush(context: &mut Context<'_>, sqe: &Sqe) -> Result<Started, CommandError> 
 
 fn write_zeroes(context: &mut Context<'_>, sqe: &Sqe) -> Result<Started, CommandError> {
     let cdw12 = ReadWriteCdw12::from_bits(sqe.cdw12);
-    let namespace = namespace(context.namespaces, sqe.nsid)?;
+    let namespace = namespace(context.namespaces, context.core, sqe.nsid)?;
     if namespace.read_only() {
         return Err(Status::NAMESPACE_WRITE_PROTECTED.into());
     }
@@ -236,7 +244,7 @@ fn write_zeroes(context: &mut Context<'_>, sqe: &Sqe) -> Result<Started, Command
 }
 
 fn dataset_management(context: &mut Context<'_>, sqe: &Sqe) -> Result<Started, CommandError> {
-    let namespace = namespace(context.namespaces, sqe.nsid)?;
+    let namespace = namespace(context.namespaces, context.core, sqe.nsid)?;
     let mut ranges = [DsmRange::default(); 256];
     let count = usize::from(DsmCdw10::from_bits(sqe.cdw10).nr_z()) + 1;
     let ranges = &mut ranges[..count];

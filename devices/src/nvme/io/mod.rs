@@ -6,7 +6,7 @@ mod worker;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use serde::Serialize;
@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::ram::GuestRam;
 use crate::storage::{Engine, EngineStats};
+use crate::subsystem::Namespace;
 
 use super::core::Core;
 use super::doorbell::Shadow;
@@ -53,6 +54,11 @@ pub(super) enum Message {
         sqid: u16,
         cid: u16,
         abort_cid: u16,
+    },
+    /// Stop the commands in flight on a namespace that is attached no more, as far as can be.
+    AbortNamespace {
+        core: Arc<Core>,
+        namespace: Weak<Namespace>,
     },
     /// Drop all queues of the controller, tell `Quiesced` once nothing touches guest memory for it.
     Reset { core: Arc<Core> },

@@ -2,13 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, Weak};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::ram::GuestSlice;
 use crate::storage::{BackendError, Cancel, Completion, Engine, Token};
+
+use crate::subsystem::Namespace;
 
 use super::super::core::{Core, Event, same};
 use super::super::error::CommandError;
@@ -156,6 +158,7 @@ impl Worker {
                     aborted,
                 });
             }
+            Message::AbortNamespace { core, namespace } => self.abort_namespace(&core, &namespace),
             Message::Reset { core } => self.reset(&core),
             Message::Stop => {}
         }
@@ -415,7 +418,11 @@ impl Worker {
             .filter(|(_, command)| command.parts == 1 && which(command))
             .map(|(key, _)| key)
             .collect();
-        let stopped: Vec<Key> = chosen
+        self.cancel_all(chosen, status)
+    }
+
+    fn cancel_all(&mut self, keys: Vec<Key>, status: Status) -> usize {
+        let stopped: Vec<Key> = keys
             .into_iter()
             .filter(|&key| self.cancel(key) == Some(Cancel::Cancelled))
             .collect();
@@ -423,6 +430,24 @@ impl Worker {
             self.finish(key, Err(CommandError::transient(status)));
         }
         stopped.len()
+    }
+
+    /// Stops the commands of a controller on a namespace that it does not see any more.
+    fn abort_namespace(&mut self, core: &Arc<Core>, namespace: &Weak<Namespace>) {
+        let groups = &self.groups;
+        let on_it = |command: &InFlight| {
+            let group = groups[command.group].as_ref()?;
+            let table = group.snapshots.get(command.epoch)?;
+            let found = table.get(command.nsid)?;
+            Some(same(&group.core, core) && std::ptr::eq(Arc::as_ptr(found), namespace.as_ptr()))
+        };
+        let chosen: Vec<Key> = self
+            .in_flight
+            .iter()
+            .filter(|(_, command)| command.parts == 1 && on_it(command) == Some(true))
+            .map(|(key, _)| key)
+            .collect();
+        self.cancel_all(chosen, Status::INTERNAL_PATH_ERROR);
     }
 
     fn cancel(&mut self, key: Key) -> Option<Cancel> {

@@ -61,6 +61,8 @@ open_enum! {
         IO_COMMAND_SET_NOT_SUPPORTED = 0x129,
         /// I/O command set combination rejected.
         IO_COMMAND_SET_COMBINATION_REJECTED = 0x12b,
+        /// Internal path error.
+        INTERNAL_PATH_ERROR = 0x300,
         /// Write fault (media).
         WRITE_FAULT = 0x280,
         /// Unrecovered read error (media).

@@ -16,5 +16,6 @@ mod logs;
 mod namespaces;
 mod queues;
 mod registers;
+mod removal;
 mod reset;
 mod shadow;

@@ -1,0 +1,168 @@
+//! Namespaces and controllers that go while they are in use.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::harness::*;
+use crate::nvme::spec::{NvmOpcode, Status};
+use crate::storage::testing::Mode;
+use crate::subsystem::{Namespace, SubsystemError};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Waits until `event` was signalled.
+#[track_caller]
+fn wait(event: &EventFd) {
+    let mut poll = libc::pollfd {
+        fd: std::os::fd::AsRawFd::as_raw_fd(event),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let limit = i32::try_from(LIMIT.as_millis()).unwrap();
+    // SAFETY: one valid pollfd.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, limit) };
+    assert_eq!(ready, 1, "no event within {LIMIT:?}");
+}
+
+/// Removes NSID 1; what is returned is signalled when it is closed.
+fn remove(machine: &Arc<Machine>) -> (EventFd, Arc<Namespace>) {
+    let namespace = machine.subsystem.remove_namespace(1).unwrap();
+    let closed = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    namespace.notify_closed(closed.try_clone().unwrap());
+    (closed, namespace)
+}
+
+#[test]
+fn a_removed_namespace_closes_when_its_last_command_ends() {
+    let machine = Machine::new();
+    let control = machine.test_namespace();
+    let guest = machine.enabled("c");
+    let mut pair = guest.create_pair(1, 8);
+    control.set_mode(Mode::Hold);
+    guest.submit(&mut pair.0, &flush(1));
+    control.wait_held(1).unwrap();
+    let request = guest.submit_admin(event_request());
+    guest.admin_ok(set_feature(0x0b, 1 << 8));
+
+    let (closed, namespace) = remove(&machine);
+    drop(namespace);
+    assert!(machine.subsystem.remove_namespace(1).is_none());
+    assert_eq!(guest.wait_admin(request).dw0 & 0xff, 2, "a notice");
+    // Until the guest has looked, it may try another path; then it knows.
+    let late = guest.io(&mut pair, &flush(2));
+    assert_eq!(
+        (late.status(), late.dnr()),
+        (Status::INTERNAL_PATH_ERROR, false)
+    );
+    assert_eq!(guest.identify(2, 0, 0, 0).unwrap()[..4], [0; 4]);
+    let known = guest.io(&mut pair, &flush(3));
+    assert_eq!((known.status(), known.dnr()), (Status::INVALID_FIELD, true));
+
+    assert!(closed.read().is_err(), "a command is in flight");
+    assert!(control.release_one());
+    let ended = guest.wait_cqe(&mut pair.1);
+    assert_eq!((ended.cid, ended.status()), (1, Status::SUCCESS));
+    wait(&closed);
+}
+
+#[test]
+fn what_does_not_end_is_aborted() {
+    let machine = Machine::new();
+    let control = machine.test_namespace();
+    let other = machine.memory_namespace(1 << 20, 512);
+    let guest = machine.enabled("c");
+    let mut pair = guest.create_pair(1, 8);
+    control.set_mode(Mode::Hold);
+    guest.submit(&mut pair.0, &flush(1));
+    control.wait_held(1).unwrap();
+    let (closed, namespace) = remove(&machine);
+    guest.controller.abort_namespace(&other);
+    guest.controller.abort_namespace(&namespace);
+    drop(namespace);
+    let ended = guest.wait_cqe(&mut pair.1);
+    assert_eq!(
+        (ended.cid, ended.status()),
+        (1, Status::INTERNAL_PATH_ERROR)
+    );
+    wait(&closed);
+    let sqe = nvm(NvmOpcode::FLUSH, 2, other.nsid());
+    assert_eq!(guest.io(&mut pair, &sqe).status(), Status::SUCCESS);
+}
+
+#[test]
+fn an_nsid_can_be_used_again() {
+    let machine = Machine::new();
+    let guest = machine.enabled("c");
+    let mut pair = guest.create_pair(1, 8);
+    for round in 0..100u64 {
+        let size = (round + 1) * 4096;
+        let namespace = machine.memory_namespace(size, 512);
+        assert_eq!(namespace.nsid(), 1);
+        drop(namespace);
+        assert_eq!(guest.io(&mut pair, &flush(1)).status(), Status::SUCCESS);
+        let id = guest.identify(0, 1, 0, 0).unwrap();
+        assert_eq!(id[..8], (size / 512).to_le_bytes());
+        let (closed, namespace) = remove(&machine);
+        drop(namespace);
+        wait(&closed);
+        assert_eq!(guest.identify(0, 1, 0, 0).unwrap()[..8], [0; 8]);
+    }
+}
+
+#[test]
+fn attachments_change_for_one_controller_at_a_time() {
+    let machine = Machine::new();
+    let nsid = machine.memory_namespace(1 << 20, 512).nsid();
+    let (a, b) = (machine.enabled("a"), machine.enabled("b"));
+    let sees = |guest: &Guest| guest.identify(2, 0, 0, 0).unwrap()[..4] != [0; 4];
+    let subsystem = &machine.subsystem;
+    assert!(sees(&a) && sees(&b));
+    subsystem.detach(nsid, "a").unwrap();
+    assert!(!sees(&a) && sees(&b));
+    assert_eq!(subsystem.attached_to(nsid), [b.controller.cntlid()]);
+    assert!(matches!(
+        subsystem.detach(nsid, "a"),
+        Err(SubsystemError::NotAttached { .. })
+    ));
+    assert!(matches!(
+        subsystem.attach(nsid, "b"),
+        Err(SubsystemError::Attached { .. })
+    ));
+    assert!(matches!(
+        subsystem.attach(nsid, "x"),
+        Err(SubsystemError::NoController { .. })
+    ));
+    assert!(matches!(
+        subsystem.attach(9, "a"),
+        Err(SubsystemError::NoNamespace { .. })
+    ));
+    // A controller's reset changes nothing; a new controller starts as one that was booted.
+    a.disable();
+    a.enable();
+    assert!(!sees(&a));
+    drop(a);
+    let a = machine.enabled("a");
+    assert!(sees(&a));
+    subsystem.detach(nsid, "b").unwrap();
+    subsystem.attach(nsid, "b").unwrap();
+    assert!(sees(&b));
+}
+
+#[test]
+fn a_stopped_controller_is_quiet_when_its_commands_ended() {
+    let machine = Machine::new();
+    let control = machine.test_namespace();
+    let guest = machine.enabled("c");
+    let mut pair = guest.create_pair(1, 8);
+    control.set_mode(Mode::Hold);
+    guest.submit(&mut pair.0, &flush(1));
+    control.wait_held(1).unwrap();
+    assert!(!guest.controller.is_quiet());
+    guest.controller.stop();
+    guest.wait_csts("the controller to stop", 1, 0);
+    assert!(guest.controller.is_quiet());
+    control.release_all();
+    assert!(!pair.1.has_one());
+}
