@@ -297,8 +297,7 @@ fn pci_root(shared: &Shared, memory: u64) -> Result<Arc<PciRoot>, MachineError> 
     Ok(root)
 }
 
-// What the guest's tables say of the registers holds: the order of the hot-plug registers is that of
-// the fields in the DSDT, and the event bits are those that it tests.
+// The DSDT has these numbers too: its methods test the event bits and its fields fill the ports.
 const _: () = {
     assert!(pci_hotplug::LEN == boot::acpi::PCI_HOTPLUG_PORTS as u64);
     assert!(pci_hotplug::BASE + pci_hotplug::LEN <= 0x700);
