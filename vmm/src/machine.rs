@@ -13,6 +13,7 @@ use devices::bus::{Bus, BusError};
 use devices::legacy::MachineEvents;
 use devices::legacy::acpi::{self, AcpiRegisters};
 use devices::legacy::i8042::{self, I8042};
+use devices::legacy::pci_hotplug;
 use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::serial::{self, SerialPort};
 use devices::nvme::IoThreads;
@@ -296,9 +297,18 @@ fn pci_root(shared: &Shared, memory: u64) -> Result<Arc<PciRoot>, MachineError> 
     Ok(root)
 }
 
+// The DSDT has these numbers too: its methods test the event bits and its fields fill the ports.
+const _: () = {
+    assert!(pci_hotplug::LEN == boot::acpi::PCI_HOTPLUG_PORTS as u64);
+    assert!(pci_hotplug::BASE + pci_hotplug::LEN <= 0x700);
+    assert!(acpi::EVENT_PCI_HOTPLUG == boot::acpi::GED_PCI_HOTPLUG);
+    assert!(acpi::EVENT_POWER_BUTTON == boot::acpi::GED_POWER_BUTTON);
+};
+
 fn load_kernel(config: &RunConfig, ram: &GuestRam) -> Result<boot::Entry, MachineError> {
     // Ports below 0x700 only: the sum fits.
-    let port = |offset: u64| u16::try_from(acpi::BASE + offset).unwrap_or(u16::MAX);
+    let narrow = |port: u64| u16::try_from(port).unwrap_or(u16::MAX);
+    let port = |offset| narrow(acpi::BASE + offset);
     let tables = boot::acpi::Config {
         sleep_control_port: port(acpi::SLEEP_CONTROL),
         sleep_status_port: port(acpi::SLEEP_STATUS),
@@ -306,6 +316,7 @@ fn load_kernel(config: &RunConfig, ram: &GuestRam) -> Result<boot::Entry, Machin
         reset_value: acpi::RESET_VALUE,
         ged_status_port: port(acpi::EVENT_STATUS),
         ged_gsi: EVENT_IRQ,
+        pci_hotplug_port: narrow(pci_hotplug::BASE),
         ..boot::acpi::Config::new(config.cpus, config.memory)
     };
     let cmdline = format!("{DEFAULT_CMDLINE} {}", config.append);

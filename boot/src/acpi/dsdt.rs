@@ -4,12 +4,14 @@
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, BufferData, CreateDWordField, Device, EISAName,
     Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt,
-    LessThan, Local, Memory32Fixed, Method, Name, NotEqual, Notify, OpRegion, OpRegionSpace, Or,
-    Package, Path, ResourceTemplate, Return, Scope, Store, Uuid,
+    LessThan, Local, Memory32Fixed, Method, MethodCall, Name, NotEqual, Notify, OpRegion,
+    OpRegionSpace, Or, Package, Path, ResourceTemplate, Return, Scope, Store, Uuid,
 };
 use acpi_tables::{Aml, aml};
 
-use super::{Config, GED_POWER_BUTTON, S5_SLEEP_TYPE, tables};
+use super::{
+    Config, GED_PCI_HOTPLUG, GED_POWER_BUTTON, PCI_HOTPLUG_PORTS, S5_SLEEP_TYPE, hotplug, tables,
+};
 
 /// `_OSC` of a PCI Express root (PCI Firmware Specification 3.3, 4.5.1).
 const OSC_PCIE_UUID: &str = "33db4d5b-1ff7-401c-9657-7441c03dd766";
@@ -52,7 +54,7 @@ pub(super) fn dsdt(config: &Config) -> Vec<u8> {
     tables::dsdt(&aml)
 }
 
-fn bytes_of(object: &dyn Aml) -> Vec<u8> {
+pub(super) fn bytes_of(object: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
     object.to_aml_bytes(&mut bytes);
     bytes
@@ -73,15 +75,16 @@ fn pci_root(config: &Config) -> Vec<u8> {
             &Name::new("_CRS".into(), &pci_windows(config)),
             &osc(),
             &dsm(),
+            &hotplug::slots(config),
         ],
     ))
 }
 
 /// AML that was serialized already, so that it can outlive its parts.
-struct Bytes(Vec<u8>);
+pub(super) struct Bytes(pub Vec<u8>);
 
 impl Bytes {
-    fn new(object: &dyn Aml) -> Self {
+    pub(super) fn new(object: &dyn Aml) -> Self {
         Self(bytes_of(object))
     }
 }
@@ -191,6 +194,7 @@ fn dsm() -> Bytes {
 fn motherboard(config: &Config) -> Vec<u8> {
     let ecam = &config.ecam;
     let port = |port| IO::new(port, port, 1, 1);
+    let hotplug = config.pci_hotplug_port;
     bytes_of(&Device::new(
         "MBRD".into(),
         vec![
@@ -204,6 +208,7 @@ fn motherboard(config: &Config) -> Vec<u8> {
                     &port(config.sleep_status_port),
                     &port(config.reset_port),
                     &port(config.ged_status_port),
+                    &IO::new(hotplug, hotplug, 1, PCI_HOTPLUG_PORTS),
                 ]),
             ),
         ],
@@ -262,6 +267,11 @@ fn event_device(config: &Config) -> Vec<u8> {
                     &If::new(
                         &Local(1),
                         vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &0x80u8)],
+                    ),
+                    &And::new(&Local(1), &Local(0), &GED_PCI_HOTPLUG),
+                    &If::new(
+                        &Local(1),
+                        vec![&MethodCall::new(hotplug::SCAN.into(), vec![])],
                     ),
                 ],
             ),

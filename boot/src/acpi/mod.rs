@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::layout;
 
 mod dsdt;
+mod hotplug;
 mod tables;
 
 /// Most processors a machine can have.
@@ -24,8 +25,14 @@ pub const SLEEP_CONTROL_S5: u8 = S5_SLEEP_TYPE << 2 | 1 << 5;
 
 /// GED status bit: the power button was pressed.
 pub const GED_POWER_BUTTON: u8 = 1 << 0;
-/// GED status bit kept for PCI hotplug.
+/// GED status bit: the registers of PCI hot-plug changed.
 pub const GED_PCI_HOTPLUG: u8 = 1 << 1;
+
+/// Ports that the registers of PCI hot-plug take: five of 32 bits. They are the
+/// slots that got a function, the slots whose function is to go (both cleared
+/// by reading), the slots that the guest let go, and for `_OST` what its status
+/// is about (slot in bits 7:0, source event above) and the status.
+pub const PCI_HOTPLUG_PORTS: u8 = 20;
 
 /// The tables cannot describe the machine.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -88,6 +95,8 @@ pub struct Config {
     pub ged_status_port: u16,
     /// Interrupt of the GED: edge-triggered, active high.
     pub ged_gsi: u32,
+    /// First of the [`PCI_HOTPLUG_PORTS`].
+    pub pci_hotplug_port: u16,
 }
 
 impl Config {
@@ -115,6 +124,7 @@ impl Config {
             reset_value: 1,
             ged_status_port: 0x604,
             ged_gsi: 10,
+            pci_hotplug_port: 0x610,
         }
     }
 }
@@ -315,6 +325,7 @@ mod tests {
             }],
             ged_gsi: 0x5A,
             ged_status_port: 0x777,
+            pci_hotplug_port: 0x888,
             ..Config::new(2, 1 << 30)
         };
         let image = build(&config).unwrap();
@@ -331,6 +342,10 @@ mod tests {
             &consumer_edge_high(0xA5),
             &consumer_edge_high(0x5A),
             b"GEDR\x01\x0B\x77\x07",
+            &[0x47, 1, 0x88, 8, 0x88, 8, 1, PCI_HOTPLUG_PORTS],
+            b"PHPR\x01\x0B\x88\x08",
+            // Local1 = Local0 & 2; If (Local1) the method that scans the slots
+            b"\x7B\x60\x0A\x02\x61\xA0\x11\x61\\\x2F\x03_SB_PCI0PCNT",
             b"COM1",
             b"C001",
             b"_OSC",

@@ -25,8 +25,10 @@ pub const EVENT_STATUS: u64 = 3;
 pub const RESET_VALUE: u8 = 1;
 /// The sleep type of S5, to be returned by `\_S5`.
 pub const SLEEP_TYPE_S5: u8 = 5;
-/// Event status bit: the power button was pressed. Bit 1 is for PCI hotplug.
+/// Event status bit: the power button was pressed.
 pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
+/// Event status bit: the registers of PCI hot-plug changed.
+pub const EVENT_PCI_HOTPLUG: u8 = 1 << 1;
 
 const SLP_EN: u8 = 1 << 5;
 const SLP_TYP_SHIFT: u8 = 2;
@@ -57,8 +59,16 @@ impl AcpiRegisters {
 
     /// Tells the guest that its power button was pressed.
     pub fn power_button(&self) {
-        self.event_status
-            .fetch_or(EVENT_POWER_BUTTON, Ordering::SeqCst);
+        self.raise(EVENT_POWER_BUTTON);
+    }
+
+    /// Tells the guest to read the registers of PCI hot-plug.
+    pub(super) fn pci_hotplug(&self) {
+        self.raise(EVENT_PCI_HOTPLUG);
+    }
+
+    fn raise(&self, event: u8) {
+        self.event_status.fetch_or(event, Ordering::SeqCst);
         self.event_line.trigger();
     }
 }
@@ -159,6 +169,17 @@ mod tests {
         acpi.power_button();
         assert_eq!(line.0.load(Ordering::Relaxed), 3);
         assert_eq!(read(&acpi, EVENT_STATUS), EVENT_POWER_BUTTON);
+    }
+
+    #[test]
+    fn events_that_come_together_are_read_together() {
+        let (_, line, acpi) = machine();
+        acpi.pci_hotplug();
+        acpi.power_button();
+        assert_eq!(line.0.load(Ordering::Relaxed), 2);
+        let both = EVENT_POWER_BUTTON | EVENT_PCI_HOTPLUG;
+        assert_eq!(read(&acpi, EVENT_STATUS), both);
+        assert_eq!(read(&acpi, EVENT_STATUS), 0);
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! Legacy PC devices: serial ports, keyboard controller, ACPI power and event registers, pvpanic.
+//! Legacy PC devices: serial ports, keyboard controller, ACPI power, event and hot-plug registers,
+//! pvpanic.
 
 pub mod acpi;
 pub mod i8042;
+pub mod pci_hotplug;
 pub mod pvpanic;
 pub mod serial;
 
