@@ -1,5 +1,6 @@
 //! What the control commands do to the machine.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use crate::control::command::{CommandError, ErrorClass, Info};
 use crate::control::{Command, CommandSink};
 use crate::exit::{ExitReason, Outcome};
+use crate::live::Live;
 use crate::qtree;
 use crate::registry::{Object, Registry};
 
@@ -20,7 +22,7 @@ pub struct Commands {
     /// Power button.
     pub acpi: Arc<AcpiRegisters>,
     /// The devices.
-    pub registry: Registry,
+    pub live: Rc<Live>,
     /// vCPUs of the machine.
     pub cpus: u8,
     /// Guest memory in bytes.
@@ -45,21 +47,31 @@ impl CommandSink for Commands {
                 self.outcome.end(ExitReason::Quit);
                 Ok(Value::Null)
             }
-            Command::DeviceAdd(spec) => Err(not_yet(spec.driver())),
-            Command::DeviceDel { id, .. } => match self.registry.get(&id) {
-                Some(object) => Err(not_yet(object.driver())),
-                None => Err(CommandError::new(
-                    ErrorClass::NotFound,
-                    format!("device_del {id}: no device has this id"),
-                )),
-            },
+            Command::DeviceAdd(spec) => self.live.add(&spec),
+            Command::DeviceDel { wait: Some(_), .. } => Err(CommandError::new(
+                ErrorClass::Unsupported,
+                "device_del wait=: not supported yet; wait for the event device_deleted",
+            )),
+            Command::DeviceDel { id, surprise, .. } => self.live.remove(&id, surprise),
+            Command::NsAttach {
+                namespace,
+                controller,
+            } => self
+                .live
+                .set_attached("ns_attach", &namespace, &controller, true),
+            Command::NsDetach {
+                namespace,
+                controller,
+            } => self
+                .live
+                .set_attached("ns_detach", &namespace, &controller, false),
         }
     }
 }
 
 impl Commands {
     fn info(&self, info: Info) -> Result<Value, CommandError> {
-        let registry = &self.registry;
+        let registry = &*self.live.registry();
         registry.refresh_sizes();
         match info {
             Info::Status => Ok(self.status()),
@@ -72,10 +84,10 @@ impl Commands {
                 });
                 to_value(&json!({ "subsystems": list(subsystems)? }))
             }
-            Info::Nvme => Ok(json!({ "controllers": self.controllers()? })),
+            Info::Nvme => Ok(json!({ "controllers": controllers(registry)? })),
             Info::IoThreads => Ok(json!({ "iothreads": to_value(&registry.io_threads().info())? })),
             Info::Stats => Ok(json!({
-                "controllers": self.controllers()?,
+                "controllers": controllers(registry)?,
                 "iothreads": to_value(&registry.io_threads().info())?,
             })),
         }
@@ -90,13 +102,13 @@ impl Commands {
             "version": env!("CARGO_PKG_VERSION"),
         })
     }
+}
 
-    fn controllers(&self) -> Result<Vec<Value>, CommandError> {
-        list(self.registry.iter().filter_map(|(_, object)| match object {
-            Object::Controller { controller, .. } => Some(controller.info()),
-            _ => None,
-        }))
-    }
+fn controllers(registry: &Registry) -> Result<Vec<Value>, CommandError> {
+    list(registry.iter().filter_map(|(_, object)| match object {
+        Object::Controller { controller, .. } => Some(controller.info()),
+        _ => None,
+    }))
 }
 
 fn list<T: Serialize>(items: impl Iterator<Item = T>) -> Result<Vec<Value>, CommandError> {
@@ -106,14 +118,4 @@ fn list<T: Serialize>(items: impl Iterator<Item = T>) -> Result<Vec<Value>, Comm
 fn to_value(value: &impl Serialize) -> Result<Value, CommandError> {
     serde_json::to_value(value)
         .map_err(|error| CommandError::new(ErrorClass::Failed, format!("info: {error}")))
-}
-
-fn not_yet(driver: &str) -> CommandError {
-    CommandError::new(
-        ErrorClass::Unsupported,
-        format!(
-            "{driver} devices cannot be added or removed while the machine runs: \
-             give them on the command line with --device"
-        ),
-    )
 }

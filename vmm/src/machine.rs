@@ -13,7 +13,7 @@ use devices::bus::{Bus, BusError};
 use devices::legacy::MachineEvents;
 use devices::legacy::acpi::{self, AcpiRegisters};
 use devices::legacy::i8042::{self, I8042};
-use devices::legacy::pci_hotplug;
+use devices::legacy::pci_hotplug::{self, PciHotplug};
 use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::serial::{self, SerialPort};
 use devices::nvme::IoThreads;
@@ -28,6 +28,7 @@ use crate::event_loop::EventLoop;
 use crate::exit::{ExitReason, Outcome, USAGE};
 use crate::interrupt::{Allocator, Interrupts};
 use crate::kvm::{self, KvmError};
+use crate::live::SlotEvents;
 use crate::memory::{self, MemoryError};
 use crate::registry::{DeviceError, Parts, Registry};
 use crate::vcpu::{Shared, Threads, Vcpu};
@@ -120,6 +121,10 @@ pub struct Machine {
     pub com1: Arc<SerialPort>,
     /// Power button.
     pub acpi: Arc<AcpiRegisters>,
+    /// Tells the guest of controllers that come and go.
+    pub hotplug: Arc<PciHotplug>,
+    /// What the guest says to that.
+    pub slots: Arc<SlotEvents>,
     shared: Shared,
     vcpus: Vec<Vcpu>,
     outputs: Vec<Output>,
@@ -155,6 +160,11 @@ impl Machine {
         let com1 = serial_port(&shared, &interrupts, serial::COM1, COM1_IRQ, sink(watched))?;
         serial_port(&shared, &interrupts, serial::COM2, COM2_IRQ, result)?;
         let acpi = legacy_devices(&shared, &interrupts)?;
+        let slots = Arc::new(SlotEvents::new().map_err(host("an event"))?);
+        let hotplug = Arc::new(PciHotplug::new(slots.clone(), Arc::clone(&acpi)));
+        shared
+            .ports
+            .insert(pci_hotplug::BASE, pci_hotplug::LEN, hotplug.clone())?;
         let registry = registry(config, &shared, interrupts, Rc::clone(events))?;
         let entry = load_kernel(config, &shared.ram)?;
         let template = Template::new(&kvm, config.cpus)?;
@@ -168,6 +178,8 @@ impl Machine {
             outcome,
             com1,
             acpi,
+            hotplug,
+            slots,
             shared,
             vcpus,
             outputs: outputs.into_iter().flatten().collect(),

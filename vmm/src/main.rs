@@ -10,6 +10,7 @@ mod exit;
 mod grammar;
 mod interrupt;
 mod kvm;
+mod live;
 mod machine;
 mod memory;
 mod qtree;

@@ -16,7 +16,8 @@ use devices::storage::{self, Backend, BackendConfig, BackendKind, OpenError};
 use devices::subsystem::{Namespace, NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError};
 use uuid::Uuid;
 
-use crate::event_loop::{EventLoop, EventSet};
+use crate::control::command::ErrorClass;
+use crate::event_loop::{EventLoop, EventSet, Watch};
 use crate::exit::USAGE;
 use crate::spec::{
     BackendSpec, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES, DeviceSpec,
@@ -44,6 +45,9 @@ pub enum Problem {
     /// The id is taken.
     #[error("id={0} is in use by another device: choose another id")]
     Duplicate(String),
+    /// The device that has the id is being removed.
+    #[error("id={0} is in use by a device that is being removed: wait for its device_deleted")]
+    Leaving(String),
     /// Nothing has that id.
     #[error("{key}={id}: no device has this id; {known}")]
     NotFound {
@@ -120,6 +124,7 @@ pub struct Parts {
 }
 
 /// A device with an id.
+#[derive(Clone)]
 pub enum Object {
     /// `nvme-subsys`, on the system bus.
     Subsystem(Arc<Subsystem>),
@@ -138,10 +143,26 @@ pub enum Object {
         subsystem: Arc<Subsystem>,
         /// Its slot on bus 0.
         slot: u8,
+        /// Its admin work in the main loop.
+        watch: Watch,
     },
 }
 
 impl DeviceError {
+    /// What kind of error it is to a control client.
+    pub fn class(&self) -> ErrorClass {
+        match &self.problem {
+            Problem::Duplicate(_)
+            | Problem::Subsystem(
+                SubsystemError::NsidInUse { .. } | SubsystemError::CntlidInUse { .. },
+            )
+            | Problem::Pci(PciError::SlotInUse { .. }) => ErrorClass::Exists,
+            Problem::NotFound { .. } => ErrorClass::NotFound,
+            Problem::Backend(_) | Problem::Host { .. } => ErrorClass::Failed,
+            _ => ErrorClass::Argument,
+        }
+    }
+
     /// [`USAGE`] if the command line is wrong whatever the host is like, else 1.
     pub fn status(&self) -> u8 {
         match self.problem {
@@ -178,6 +199,8 @@ pub struct Registry {
     objects: Vec<(String, Object)>,
     /// Ids that the command line gives to devices still to come: not for automatic ones.
     reserved: BTreeSet<String>,
+    /// Ids of devices whose removal was begun; theirs until they are gone.
+    leaving: BTreeSet<String>,
 }
 
 impl Registry {
@@ -187,6 +210,7 @@ impl Registry {
             parts,
             objects: Vec::new(),
             reserved: BTreeSet::new(),
+            leaving: BTreeSet::new(),
         }
     }
 
@@ -252,6 +276,77 @@ impl Registry {
     pub fn get(&self, id: &str) -> Option<&Object> {
         let found = self.objects.iter().find(|(known, _)| known == id)?;
         Some(&found.1)
+    }
+
+    /// Removes a device from the list, and its admin work from the main loop.
+    pub fn take(&mut self, id: &str) -> Option<Object> {
+        let index = self.objects.iter().position(|(known, _)| known == id)?;
+        let (_, object) = self.objects.remove(index);
+        if let Object::Controller { watch, .. } = &object {
+            self.parts.events.remove(*watch);
+        }
+        Some(object)
+    }
+
+    /// Whether the removal of this device was begun.
+    pub fn is_leaving(&self, id: &str) -> bool {
+        self.leaving.contains(id)
+    }
+
+    /// The removal of this device begins.
+    pub fn set_leaving(&mut self, id: &str) {
+        self.leaving.insert(id.to_owned());
+    }
+
+    /// The device stays, or is gone; `false` if its removal was not begun.
+    pub fn end_leaving(&mut self, id: &str) -> bool {
+        self.leaving.remove(id)
+    }
+
+    /// Slot of the controller with this id.
+    pub fn slot(&self, id: &str) -> Option<u8> {
+        match self.get(id)? {
+            Object::Controller { slot, .. } => Some(*slot),
+            _ => None,
+        }
+    }
+
+    /// Id of the controller in a slot.
+    pub fn in_slot(&self, slot: u8) -> Option<String> {
+        let mut ids = self.iter().map(|(id, _)| id);
+        ids.find(|id| self.slot(id) == Some(slot))
+            .map(str::to_owned)
+    }
+
+    /// Controllers that link to a subsystem.
+    pub fn controllers_of(&self, of: &Arc<Subsystem>) -> Vec<Arc<Controller>> {
+        let linked = |(_, object): (&str, &Object)| match object {
+            Object::Controller {
+                controller,
+                subsystem,
+                ..
+            } if Arc::ptr_eq(subsystem, of) => Some(Arc::clone(controller)),
+            _ => None,
+        };
+        self.iter().filter_map(linked).collect()
+    }
+
+    /// Controllers and namespaces in a subsystem, those that are leaving included, for messages.
+    pub fn inside(&self, of: &Arc<Subsystem>) -> Vec<String> {
+        let inside = |(id, object): (&str, &Object)| match object {
+            Object::Controller { subsystem, .. } | Object::Namespace { subsystem, .. }
+                if Arc::ptr_eq(subsystem, of) =>
+            {
+                Some(format!("{} '{id}'", object.driver()))
+            }
+            _ => None,
+        };
+        self.iter().filter_map(inside).collect()
+    }
+
+    /// Where controllers are plugged in.
+    pub fn pci(&self) -> &PciRoot {
+        &self.parts.pci
     }
 
     /// The machine's I/O threads.
@@ -417,7 +512,7 @@ impl Registry {
             self.parts.pci.remove(slot);
             return Err(problem);
         }
-        self.watch(&controller)?;
+        let watch = self.watch(&controller)?;
         if spec.subsys.is_none() {
             let made = Object::Subsystem(Arc::clone(&subsystem));
             self.insert(subsystem.id(), made);
@@ -426,6 +521,7 @@ impl Registry {
             controller,
             subsystem,
             slot,
+            watch,
         };
         self.insert(&id, object);
         Ok(id)
@@ -493,14 +589,13 @@ impl Registry {
     }
 
     /// Lets the main loop do the controller's admin work.
-    fn watch(&self, controller: &Arc<Controller>) -> Result<(), Problem> {
+    fn watch(&self, controller: &Arc<Controller>) -> Result<Watch, Problem> {
         let served = Arc::clone(controller);
         let handler = move |_| served.service();
         self.parts
             .events
             .add(controller.event(), EventSet::IN, handler)
-            .map_err(host("the controller's event"))?;
-        Ok(())
+            .map_err(host("the controller's event"))
     }
 
     /// A subsystem for who names none; the caller registers it.
@@ -539,9 +634,14 @@ impl Registry {
     fn choose_id(&self, asked: Option<&str>, prefix: &str) -> Result<String, Problem> {
         match asked {
             Some(id) if self.get(id).is_some() => Err(Problem::Duplicate(id.into())),
+            Some(id) if self.is_leaving(id) => Err(Problem::Leaving(id.into())),
             Some(id) => Ok(id.into()),
             None => {
-                let free = |id: &String| self.get(id).is_none() && !self.reserved.contains(id);
+                let free = |id: &String| {
+                    self.get(id).is_none()
+                        && !self.reserved.contains(id)
+                        && !self.leaving.contains(id)
+                };
                 let mut ids = (0u32..).map(|number| format!("{prefix}{number}"));
                 // There are more numbers than objects, so one is free.
                 Ok(ids.find(free).unwrap_or_default())

@@ -11,8 +11,9 @@ use crate::cli::RunConfig;
 use crate::commands::Commands;
 use crate::console;
 use crate::control::{ControlServer, Event};
-use crate::event_loop::{EventLoop, EventSet};
+use crate::event_loop::{EventLoop, EventSet, Watch};
 use crate::exit::{ExitReason, Outcome};
+use crate::live::Live;
 use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
 use crate::terminal::{self, RawMode};
@@ -63,11 +64,18 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
     let outcome = Arc::clone(&machine.outcome);
     console::start_input(Arc::clone(&machine.com1), outcome, terminal::is_terminal())
         .context("cannot start reading standard input")?;
+    let live = Live::new(
+        registry,
+        Arc::clone(&machine.hotplug),
+        Arc::clone(&machine.slots),
+        Rc::clone(&events),
+    )
+    .context("cannot watch the hot-plug slots")?;
     let running = machine.start()?;
     let commands = Commands {
         outcome: Arc::clone(&machine.outcome),
         acpi: Arc::clone(&machine.acpi),
-        registry,
+        live,
         cpus: config.cpus,
         memory: config.memory,
         started: Instant::now(),
@@ -84,6 +92,7 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
 /// Serves devices and control clients until the run is over, and tells the clients how it ended.
 fn serve(events: &EventLoop, mut commands: Commands, control: ControlServer) -> anyhow::Result<()> {
     let outcome = Arc::clone(&commands.outcome);
+    let live = Rc::clone(&commands.live);
     let control = Rc::new(RefCell::new(control));
     let served = Rc::clone(&control);
     let watch = events
@@ -91,7 +100,9 @@ fn serve(events: &EventLoop, mut commands: Commands, control: ControlServer) -> 
             served.borrow_mut().handle(&mut commands);
         })
         .context("cannot watch the control transports")?;
+    let announced = watch_announcements(events, &live, &control)?;
     let result = events.run().context("the event loop failed");
+    events.remove(announced);
     if let Some(reason) = outcome.reason()
         && let Some(name) = reason.event()
     {
@@ -101,6 +112,23 @@ fn serve(events: &EventLoop, mut commands: Commands, control: ControlServer) -> 
     // With its last holder the control server goes, and with it its FIFOs and its socket.
     events.remove(watch);
     result
+}
+
+/// Tells all control clients what happens to devices.
+fn watch_announcements(
+    events: &EventLoop,
+    live: &Rc<Live>,
+    control: &Rc<RefCell<ControlServer>>,
+) -> anyhow::Result<Watch> {
+    let (source, control) = (Rc::clone(live), Rc::clone(control));
+    let tell = move |_| {
+        for event in source.take_announcements() {
+            control.borrow_mut().broadcast(&event);
+        }
+    };
+    events
+        .add(live.announced(), EventSet::IN, tell)
+        .context("cannot watch for announcements")
 }
 
 fn watch_end(events: &Rc<EventLoop>, outcome: &Outcome) -> anyhow::Result<()> {

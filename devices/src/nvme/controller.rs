@@ -100,6 +100,8 @@ pub struct Controller {
     registers: Mutex<Registers>,
     admin: Mutex<Admin>,
     changed: Mutex<Vec<u32>>,
+    // Whom to tell when nothing touches guest memory any more.
+    quiet: Mutex<Option<EventFd>>,
 }
 
 impl std::fmt::Debug for Controller {
@@ -182,6 +184,7 @@ impl Controller {
             registers: Mutex::new(Registers::new(config.mqes)),
             admin: Mutex::new(Admin::new(config.max_ioqpairs)),
             changed: Mutex::default(),
+            quiet: Mutex::default(),
             config,
         });
         let observer: Arc<dyn ControllerLink> = Arc::clone(&controller) as _;
@@ -220,6 +223,7 @@ impl Controller {
         // Nothing to read means that someone else was faster.
         let _ = self.core.wake_event().read();
         lock(&self.admin).service(self);
+        self.tell_quiet();
     }
 
     pub(super) fn core(&self) -> &Arc<Core> {
@@ -271,9 +275,19 @@ impl Controller {
     }
 
     /// Stops at once, as a function that is pulled: no command is fetched, completed or told of from
-    /// now on. [`Controller::is_quiet`] says when I/O in flight has let go of guest memory.
-    pub fn stop(&self) {
+    /// now on. `quiet` is signalled when I/O in flight has let go of guest memory.
+    pub fn stop(&self, quiet: EventFd) {
+        *lock(&self.quiet) = Some(quiet);
         self.function_level_reset();
+    }
+
+    fn tell_quiet(&self) {
+        if self.is_quiet()
+            && let Some(quiet) = lock(&self.quiet).take()
+        {
+            // It fails only at 2^64 - 1 unread writes.
+            let _ = quiet.write(1);
+        }
     }
 
     /// Whether nothing of the controller touches guest memory: it is disabled, and was not asked for

@@ -32,6 +32,20 @@ pub enum Command {
         /// Answer when it is gone, within this time, rather than when it was requested.
         wait: Option<Duration>,
     },
+    /// Attaches a namespace to a controller.
+    NsAttach {
+        /// Id of the namespace.
+        namespace: String,
+        /// Id of the controller.
+        controller: String,
+    },
+    /// Detaches a namespace from a controller.
+    NsDetach {
+        /// Id of the namespace.
+        namespace: String,
+        /// Id of the controller.
+        controller: String,
+    },
 }
 
 /// What `info` can tell.
@@ -86,10 +100,8 @@ pub enum ErrorClass {
     /// No object has that id.
     NotFound,
     /// The id, slot or NSID is taken.
-    #[allow(dead_code)] // Known to clients; nothing is added at run time yet.
     Exists,
     /// Something else uses it.
-    #[allow(dead_code)] // As above, for what is removed.
     InUse,
     /// berth cannot do this (yet).
     Unsupported,
@@ -107,22 +119,32 @@ pub enum Line {
 }
 
 /// Names, arguments and one line of explanation.
-const COMMANDS: [(&str, &str, &str); 7] = [
+const COMMANDS: [(&str, &str, &str); 9] = [
     (
         "device_add",
         "DRIVER,key=value,...",
-        "add a device (not while the machine runs, yet); the grammar is that of --device",
+        "add a device; the grammar is that of --device",
     ),
     (
         "device_del",
-        "ID [surprise] [wait=SECONDS]",
-        "remove a device (not while the machine runs, yet)",
+        "ID [surprise]",
+        "remove a device; the event device_deleted says when it is gone",
     ),
     ("help", "[COMMAND]", "list the commands, or explain one"),
     (
         "info",
         "status|qtree [json]|nvme|subsys|iothreads|stats",
         "tell about the machine; qtree is text unless json is asked for",
+    ),
+    (
+        "ns_attach",
+        "NAMESPACE CONTROLLER",
+        "attach a namespace to a controller",
+    ),
+    (
+        "ns_detach",
+        "NAMESPACE CONTROLLER",
+        "detach a namespace from a controller",
     ),
     ("quit", "", "end berth at once, without telling the guest"),
     ("system_powerdown", "", "press the power button"),
@@ -149,6 +171,20 @@ pub fn parse(line: &str) -> Result<Line, CommandError> {
             CommandError::new(ErrorClass::Argument, format!("device_add {error}"))
         })?),
         "device_del" => parse_device_del(rest)?,
+        "ns_attach" => {
+            let (namespace, controller) = two_ids(name, rest)?;
+            Command::NsAttach {
+                namespace,
+                controller,
+            }
+        }
+        "ns_detach" => {
+            let (namespace, controller) = two_ids(name, rest)?;
+            Command::NsDetach {
+                namespace,
+                controller,
+            }
+        }
         _ => return Err(unknown(name)),
     };
     Ok(Line::Command(command))
@@ -160,6 +196,19 @@ fn no_arguments(name: &str, rest: &str, command: Command) -> Result<Command, Com
     } else {
         Err(usage(name))
     }
+}
+
+fn two_ids(name: &str, rest: &str) -> Result<(String, String), CommandError> {
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let [namespace, controller] = words.as_slice() else {
+        return Err(usage(name));
+    };
+    for id in [namespace, controller] {
+        check_id(id).map_err(|problem| {
+            CommandError::new(ErrorClass::Argument, format!("{name} {id}: {problem}"))
+        })?;
+    }
+    Ok((namespace.to_string(), controller.to_string()))
 }
 
 fn parse_info(rest: &str) -> Result<Info, CommandError> {
@@ -310,7 +359,7 @@ mod tests {
                 "{line}"
             );
         }
-        let usage = "device_del: wrong arguments; usage: device_del ID [surprise] [wait=SECONDS]";
+        let usage = "device_del: wrong arguments; usage: device_del ID [surprise]";
         for line in [
             "device_del",
             "device_del a b",
@@ -333,8 +382,7 @@ mod tests {
 
     #[test]
     fn what_is_no_command_is_explained() {
-        let known =
-            "known: device_add, device_del, help, info, quit, system_powerdown, system_reset";
+        let known = "known: device_add, device_del, help, info, ns_attach, ns_detach, quit, system_powerdown, system_reset";
         let expected = format!("qiut: unknown command (did you mean \"quit\"?); {known}");
         assert_eq!(refusal("qiut"), (ErrorClass::UnknownCommand, expected));
         assert_eq!(

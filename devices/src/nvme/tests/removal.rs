@@ -160,8 +160,9 @@ fn a_stopped_controller_is_quiet_when_its_commands_ended() {
     guest.submit(&mut pair.0, &flush(1));
     control.wait_held(1).unwrap();
     assert!(!guest.controller.is_quiet());
-    guest.controller.stop();
-    guest.wait_csts("the controller to stop", 1, 0);
+    let quiet = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    guest.controller.stop(quiet.try_clone().unwrap());
+    wait(&quiet);
     assert!(guest.controller.is_quiet());
     control.release_all();
     assert!(!pair.1.has_one());

@@ -1,0 +1,404 @@
+//! Devices that come and go while the machine runs.
+//!
+//! Everything here is on the main thread. What takes time (the guest letting go of a controller, the
+//! last command on a namespace) is begun here and goes on when a file descriptor becomes readable;
+//! each such wait has a limit.
+
+use std::cell::{Ref, RefCell};
+use std::io;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use devices::legacy::pci_hotplug::{HotplugSink, PciHotplug};
+use devices::nvme::Controller;
+use devices::pci::root::bdf;
+use devices::subsystem::{Namespace, Subsystem};
+use serde_json::{Value, json};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::control::Event;
+use crate::control::command::{CommandError, ErrorClass};
+use crate::event_loop::{EventLoop, EventSet, Watch};
+use crate::registry::{Object, Registry};
+use crate::spec::DeviceSpec;
+
+/// How long commands in flight may take before a removal aborts or overtakes them.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the guest did with slots: masks, as it may do so as often as it likes.
+pub struct SlotEvents {
+    ejected: AtomicU32,
+    refused: AtomicU32,
+    event: EventFd,
+}
+
+impl SlotEvents {
+    /// Nothing yet.
+    ///
+    /// # Errors
+    /// No file descriptor left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            ejected: AtomicU32::new(0),
+            refused: AtomicU32::new(0),
+            event: EventFd::new(EFD_NONBLOCK)?,
+        })
+    }
+
+    fn note(&self, mask: &AtomicU32, slot: u8) {
+        mask.fetch_or(1u32.checked_shl(slot.into()).unwrap_or(0), Ordering::AcqRel);
+        // It fails only at 2^64 - 1 unread writes.
+        let _ = self.event.write(1);
+    }
+}
+
+impl HotplugSink for SlotEvents {
+    fn ejected(&self, slot: u8) {
+        self.note(&self.ejected, slot);
+    }
+
+    fn refused(&self, slot: u8, _status: u32) {
+        self.note(&self.refused, slot);
+    }
+}
+
+fn slots_in(mask: &AtomicU32) -> impl Iterator<Item = u8> + use<> {
+    let mask = mask.swap(0, Ordering::AcqRel);
+    (0..32).filter(move |slot| mask >> slot & 1 != 0)
+}
+
+/// The devices of a running machine.
+pub struct Live {
+    registry: RefCell<Registry>,
+    hotplug: Arc<PciHotplug>,
+    slots: Arc<SlotEvents>,
+    events: Rc<EventLoop>,
+    announcements: RefCell<Vec<Event>>,
+    announced: EventFd,
+    me: Weak<Self>,
+}
+
+impl Live {
+    /// Takes the devices over once the machine is made.
+    ///
+    /// # Errors
+    /// No file descriptor left.
+    pub fn new(
+        registry: Registry,
+        hotplug: Arc<PciHotplug>,
+        slots: Arc<SlotEvents>,
+        events: Rc<EventLoop>,
+    ) -> io::Result<Rc<Self>> {
+        let announced = EventFd::new(EFD_NONBLOCK)?;
+        let live = Rc::new_cyclic(|me| Self {
+            registry: RefCell::new(registry),
+            hotplug,
+            slots,
+            events,
+            announcements: RefCell::default(),
+            announced,
+            me: me.clone(),
+        });
+        live.on(&live.slots.event, |live| {
+            // Nothing to read means that it was read with an earlier event.
+            let _ = live.slots.event.read();
+            live.slots_changed();
+        })?;
+        Ok(live)
+    }
+
+    /// The devices as they are.
+    pub fn registry(&self) -> Ref<'_, Registry> {
+        self.registry.borrow()
+    }
+
+    /// Readable while [`Live::take_announcements`] has something.
+    pub fn announced(&self) -> &EventFd {
+        &self.announced
+    }
+
+    /// Events for all control clients since the last call.
+    pub fn take_announcements(&self) -> Vec<Event> {
+        let _ = self.announced.read();
+        std::mem::take(&mut *self.announcements.borrow_mut())
+    }
+
+    fn announce(&self, event: Event) {
+        self.announcements.borrow_mut().push(event);
+        let _ = self.announced.write(1);
+    }
+
+    /// Calls `handler` whenever `fd` is readable, for as long as the devices live.
+    fn on(
+        &self,
+        fd: &impl std::os::fd::AsRawFd,
+        mut handler: impl FnMut(&Self) + 'static,
+    ) -> io::Result<Watch> {
+        let me = self.me.clone();
+        self.events.add(fd, EventSet::IN, move |_| {
+            if let Some(live) = me.upgrade() {
+                handler(&live);
+            }
+        })
+    }
+
+    /// Adds a device. A controller is told to the guest.
+    ///
+    /// # Errors
+    /// As for `--device`; nothing is left of the device then.
+    pub fn add(&self, spec: &DeviceSpec) -> Result<Value, CommandError> {
+        let added = self.registry.borrow_mut().add(spec);
+        let id = added
+            .map_err(|error| CommandError::new(error.class(), format!("device_add {error}")))?;
+        let registry = self.registry();
+        let mut reply = json!({ "id": id, "driver": spec.driver() });
+        match registry.get(&id) {
+            Some(Object::Controller {
+                controller, slot, ..
+            }) => {
+                self.hotplug.insert(*slot);
+                reply["addr"] = bdf(*slot).into();
+                reply["cntlid"] = controller.cntlid().into();
+            }
+            Some(Object::Namespace {
+                namespace,
+                subsystem,
+            }) => {
+                reply["nsid"] = namespace.nsid().into();
+                reply["subsys"] = subsystem.id().into();
+            }
+            _ => {}
+        }
+        self.announce(
+            Event::new("device_added")
+                .with("id", id)
+                .with("driver", spec.driver()),
+        );
+        Ok(reply)
+    }
+
+    /// Removes a device, or begins to. The event `device_deleted` says when it is gone.
+    ///
+    /// # Errors
+    /// No such device, or it is in use.
+    pub fn remove(&self, id: &str, surprise: bool) -> Result<Value, CommandError> {
+        let refused =
+            |class, why: String| CommandError::new(class, format!("device_del {id}: {why}"));
+        if self.registry().is_leaving(id) && !surprise {
+            return self.ask_again(id).ok_or_else(|| {
+                refused(ErrorClass::InUse, "its removal is under way already".into())
+            });
+        }
+        let found = self.registry().get(id).cloned();
+        let state = match found {
+            None => {
+                return Err(refused(
+                    ErrorClass::NotFound,
+                    "no device has this id".into(),
+                ));
+            }
+            Some(Object::Subsystem(subsystem)) => {
+                let inside = self.registry().inside(&subsystem);
+                if !inside.is_empty() {
+                    let why = format!("in use by {}: remove these first", inside.join(", "));
+                    return Err(refused(ErrorClass::InUse, why));
+                }
+                self.gone(id);
+                "deleted"
+            }
+            Some(Object::Namespace {
+                namespace,
+                subsystem,
+            }) => {
+                let begun = self.remove_namespace(id, namespace, &subsystem);
+                begun.map_err(|error| refused(ErrorClass::Failed, error.to_string()))?;
+                "requested"
+            }
+            Some(Object::Controller {
+                controller, slot, ..
+            }) => {
+                if surprise {
+                    let begun = self.pull(id, &controller, slot);
+                    begun.map_err(|error| refused(ErrorClass::Failed, error.to_string()))?;
+                } else {
+                    self.registry.borrow_mut().set_leaving(id);
+                    self.hotplug.ask_removal(slot);
+                }
+                "requested"
+            }
+        };
+        Ok(json!({ "id": id, "state": state }))
+    }
+
+    /// A second request for a controller: the first may have come before the guest could hear it.
+    fn ask_again(&self, id: &str) -> Option<Value> {
+        let slot = self.registry().slot(id)?;
+        if self.hotplug.removal_unread(slot) {
+            self.hotplug.ask_removal(slot);
+        }
+        Some(json!({ "id": id, "state": "requested" }))
+    }
+
+    /// Takes a namespace off its bus; it is gone when its last command is.
+    fn remove_namespace(
+        &self,
+        id: &str,
+        namespace: Arc<Namespace>,
+        subsystem: &Arc<Subsystem>,
+    ) -> io::Result<()> {
+        let closed = EventFd::new(EFD_NONBLOCK)?;
+        let deadline = timer(DRAIN_LIMIT)?;
+        namespace.notify_closed(closed.try_clone()?);
+        {
+            let mut registry = self.registry.borrow_mut();
+            registry.take(id);
+            registry.set_leaving(id);
+        }
+        subsystem.remove_namespace(namespace.nsid());
+        let weak = Arc::downgrade(&namespace);
+        drop(namespace);
+        let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
+        let late = {
+            let (subsystem, id) = (Arc::clone(subsystem), id.to_owned());
+            self.on(&deadline, move |live| {
+                let Some(namespace) = weak.upgrade() else {
+                    return;
+                };
+                tracing::warn!("device_del {id}: aborting the commands that are still in flight");
+                for controller in live.registry().controllers_of(&subsystem) {
+                    controller.abort_namespace(&namespace);
+                }
+            })?
+        };
+        let gone = {
+            let (watches, id) = (Rc::clone(&watches), id.to_owned());
+            self.on(&closed, move |live| {
+                watches
+                    .take()
+                    .into_iter()
+                    .for_each(|watch| live.events.remove(watch));
+                live.gone(&id);
+            })?
+        };
+        watches.borrow_mut().extend([late, gone]);
+        Ok(())
+    }
+
+    /// Surprise removal: DMA and interrupts stop, then nothing answers, then the guest is told.
+    fn pull(&self, id: &str, controller: &Arc<Controller>, slot: u8) -> io::Result<()> {
+        let quiet = EventFd::new(EFD_NONBLOCK)?;
+        let deadline = timer(DRAIN_LIMIT)?;
+        self.registry.borrow_mut().set_leaving(id);
+        let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
+        let finish = |watches: &Rc<RefCell<Vec<Watch>>>| {
+            let (watches, id) = (Rc::clone(watches), id.to_owned());
+            move |live: &Self| {
+                watches
+                    .take()
+                    .into_iter()
+                    .for_each(|watch| live.events.remove(watch));
+                live.unplug(&id, slot);
+                // The guest finds that nothing answers, and lets go.
+                live.hotplug.ask_removal(slot);
+            }
+        };
+        let ended = self.on(&quiet, finish(&watches))?;
+        let late = self.on(&deadline, finish(&watches))?;
+        watches.borrow_mut().extend([ended, late]);
+        controller.stop(quiet);
+        Ok(())
+    }
+
+    fn slots_changed(&self) {
+        for slot in slots_in(&self.slots.refused) {
+            let id = self.registry().in_slot(slot);
+            if let Some(id) = id
+                && self.registry.borrow_mut().end_leaving(&id)
+            {
+                self.announce(Event::new("device_del_refused").with("id", id));
+            }
+        }
+        // The guest may also let go of a controller by itself.
+        for slot in slots_in(&self.slots.ejected) {
+            let id = self.registry().in_slot(slot);
+            if let Some(id) = id {
+                self.unplug(&id, slot);
+            }
+        }
+    }
+
+    /// Takes a controller out of its slot. Its namespaces stay.
+    fn unplug(&self, id: &str, slot: u8) {
+        if self.registry().slot(id) == Some(slot) {
+            self.registry().pci().remove(slot);
+            self.gone(id);
+        }
+    }
+
+    /// The id can be used again.
+    fn gone(&self, id: &str) {
+        {
+            let mut registry = self.registry.borrow_mut();
+            registry.take(id);
+            registry.end_leaving(id);
+        }
+        self.announce(Event::new("device_deleted").with("id", id));
+    }
+
+    /// Attaches a namespace to a controller, or detaches it.
+    ///
+    /// # Errors
+    /// The ids are not of a namespace and a controller of one subsystem, or nothing would change.
+    pub fn set_attached(
+        &self,
+        command: &str,
+        namespace: &str,
+        controller: &str,
+        attached: bool,
+    ) -> Result<Value, CommandError> {
+        let refused = |class, why: String| CommandError::new(class, format!("{command} {why}"));
+        let registry = self.registry();
+        let found = match (registry.get(namespace), registry.get(controller)) {
+            (
+                Some(Object::Namespace {
+                    namespace,
+                    subsystem,
+                }),
+                Some(Object::Controller { .. }),
+            ) => Ok((namespace.nsid(), subsystem)),
+            (Some(Object::Namespace { .. }), None) => {
+                Err((ErrorClass::NotFound, controller, "no device has this id"))
+            }
+            (None, _) => Err((ErrorClass::NotFound, namespace, "no device has this id")),
+            (Some(Object::Namespace { .. }), _) => {
+                Err((ErrorClass::Argument, controller, "this is no controller"))
+            }
+            (Some(_), _) => Err((ErrorClass::Argument, namespace, "this is no namespace")),
+        };
+        let (nsid, subsystem) =
+            found.map_err(|(class, id, why)| refused(class, format!("{id}: {why}")))?;
+        let done = if attached {
+            subsystem.attach(nsid, controller)
+        } else {
+            subsystem.detach(nsid, controller)
+        };
+        done.map_err(|error| refused(ErrorClass::Argument, format!("{namespace}: {error}")))?;
+        let attached_to = subsystem.attached_to(nsid);
+        drop(registry);
+        self.announce(
+            Event::new("ns_changed")
+                .with("id", namespace)
+                .with("controller", controller),
+        );
+        Ok(json!({ "id": namespace, "nsid": nsid, "attached": attached_to }))
+    }
+}
+
+fn timer(after: Duration) -> io::Result<TimerFd> {
+    let mut timer = TimerFd::new()?;
+    timer.reset(after, None)?;
+    Ok(timer)
+}

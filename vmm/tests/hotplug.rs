@@ -1,0 +1,266 @@
+//! Devices that come and go while the machine runs, with a guest that only sleeps: it never lets go
+//! of anything by itself.
+
+// Helpers are test code too.
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code)] // Each test file uses its own part.
+mod common;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use common::{Guest, HALT, Killed, kvm, print};
+
+const COM1: u16 = 0x3f8;
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A machine and one client of its control socket.
+struct Machine {
+    child: Killed,
+    guest: Guest,
+    client: BufReader<UnixStream>,
+    events: Vec<String>,
+}
+
+impl Machine {
+    fn start(arguments: &[&str]) -> Self {
+        let guest = Guest::new(&[&print(COM1, "!")[..], &HALT].concat());
+        let socket = guest.directory.path().join("socket");
+        let mut command = guest.command(arguments);
+        command.arg("--control-socket").arg(&socket);
+        let mut child = Killed(command.spawn().unwrap());
+        let mut byte = [0];
+        let stdout = child.0.stdout.as_mut().unwrap();
+        if stdout.read_exact(&mut byte).is_err() {
+            panic!("{:?}", child.finish());
+        }
+        let client = UnixStream::connect(&socket).unwrap();
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        Self {
+            child,
+            guest,
+            client: BufReader::new(client),
+            events: Vec::new(),
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.client.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// The reply to a command; events that come before it are kept.
+    fn ask(&mut self, command: &str) -> String {
+        writeln!(self.client.get_mut(), "{command}").unwrap();
+        loop {
+            let line = self.line();
+            if line.contains("\"ok\":") {
+                return line;
+            }
+            self.events.push(line);
+        }
+    }
+
+    #[track_caller]
+    fn ok(&mut self, command: &str) -> String {
+        let reply = self.ask(command);
+        assert!(reply.contains("\"ok\":true"), "{command}: {reply}");
+        reply
+    }
+
+    #[track_caller]
+    fn refused(&mut self, command: &str, class: &str, why: &str) {
+        let reply = self.ask(command);
+        assert!(reply.contains(&format!("\"class\":\"{class}\"")), "{reply}");
+        assert!(reply.contains(why), "{reply}");
+    }
+
+    /// Waits for an event about a device.
+    fn wait(&mut self, event: &str, id: &str) {
+        let is_it = |line: &String| {
+            line.contains(&format!("\"event\":\"{event}\""))
+                && line.contains(&format!("\"id\":\"{id}\""))
+        };
+        while !self.events.iter().any(is_it) {
+            let line = self.line();
+            assert!(!line.is_empty(), "berth ended before {event} of {id}");
+            self.events.push(line);
+        }
+        self.events.clear();
+    }
+
+    fn quit(mut self) {
+        self.ok("quit");
+        let (status, _, err) = self.child.finish();
+        assert_eq!((status, err.as_str()), (0, "berth: left on request\n"));
+    }
+}
+
+fn image(path: &Path) -> String {
+    File::create(path).unwrap().set_len(1 << 20).unwrap();
+    path.to_str().unwrap().into()
+}
+
+/// Descriptors and threads of berth, which could leak.
+fn held(machine: &mut Machine) -> (usize, usize) {
+    // Its answer says that the client was accepted, which takes a descriptor too.
+    machine.ok("info status");
+    let pid = machine.child.0.id();
+    let count = |what: &str| {
+        std::fs::read_dir(format!("/proc/{pid}/{what}"))
+            .unwrap()
+            .count()
+    };
+    (count("fd"), count("task"))
+}
+
+#[test]
+fn namespaces_come_and_go_and_leave_nothing() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&[
+        "--device",
+        "nvme-subsys,id=s",
+        "--device",
+        "nvme,id=c,subsys=s",
+    ]);
+    let file = image(&machine.guest.directory.path().join("disk"));
+    let add = format!("device_add nvme-ns,id=n,bus=s,file={file}");
+    let before = held(&mut machine);
+    for _ in 0..100 {
+        let reply = machine.ok(&add);
+        assert!(reply.contains("\"nsid\":1"), "{reply}");
+        machine.wait("device_added", "n");
+        machine.refused(&add, "Exists", "id=n is in use by another device");
+        machine.ok("device_del n");
+        machine.wait("device_deleted", "n");
+    }
+    assert_eq!(held(&mut machine), before);
+    machine.refused("device_del n", "NotFound", "no device has this id");
+    machine.quit();
+}
+
+#[test]
+fn a_subsystem_goes_when_it_is_empty() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&[]);
+    machine.ok("device_add nvme-subsys,id=s");
+    machine.ok("device_add nvme-ns,id=n,bus=s,memory=1M");
+    machine.ok("device_add nvme,id=c,subsys=s");
+    machine.refused(
+        "device_del s",
+        "InUse",
+        "nvme-ns 'n', nvme 'c': remove these first",
+    );
+    machine.ok("device_del n");
+    machine.wait("device_deleted", "n");
+    machine.refused("device_del s", "InUse", "nvme 'c'");
+    machine.ok("device_del c surprise");
+    machine.wait("device_deleted", "c");
+    machine.ok("device_del s");
+    machine.wait("device_deleted", "s");
+    machine.ok("device_add nvme-subsys,id=s,shared=off");
+    machine.ok("device_add nvme,id=c,subsys=s");
+    machine.refused(
+        "device_add nvme,id=d,subsys=s",
+        "Argument",
+        "has shared=off",
+    );
+    machine.quit();
+}
+
+#[test]
+fn controllers_come_and_go_and_namespaces_stay() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&[
+        "--device",
+        "nvme-subsys,id=s",
+        "--device",
+        "nvme-ns,id=n,bus=s,memory=1M",
+    ]);
+    let before = held(&mut machine);
+    for _ in 0..50 {
+        let reply = machine.ok("device_add nvme,id=c,subsys=s,max_ioqpairs=4,addr=7");
+        assert!(reply.contains("\"addr\":\"0000:00:07.0\""), "{reply}");
+        assert!(reply.contains("\"cntlid\":0"), "{reply}");
+        assert!(machine.ok("info subsys").contains("\"attached\":[\"c\"]"));
+        machine.ok("device_del c surprise");
+        machine.wait("device_deleted", "c");
+        assert!(machine.ok("info subsys").contains("\"attached\":[]"));
+    }
+    assert_eq!(held(&mut machine), before);
+    machine.quit();
+}
+
+#[test]
+fn a_guest_that_does_not_let_go_keeps_its_controller() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme,id=c,memory=1M"]);
+    assert!(
+        machine
+            .ok("device_del c")
+            .contains("\"state\":\"requested\"")
+    );
+    // Again, while it is pending: asked for, not gone.
+    assert!(
+        machine
+            .ok("device_del c")
+            .contains("\"state\":\"requested\"")
+    );
+    machine.refused("device_add nvme,id=c,memory=1M", "Exists", "id=c is in use");
+    assert!(machine.ok("info qtree").contains("nvme, id \\\"c\\\""));
+    machine.ok("device_del c surprise");
+    machine.wait("device_deleted", "c");
+    machine.ok("device_add nvme,id=c,subsys=subsys0");
+    assert!(
+        machine.ok("info subsys").contains("\"attached\":[\"c\"]"),
+        "its own disk is back"
+    );
+    machine.quit();
+}
+
+#[test]
+fn namespaces_are_attached_and_detached() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&[
+        "--device",
+        "nvme-subsys,id=s",
+        "--device",
+        "nvme,id=a,subsys=s",
+        "--device",
+        "nvme,id=b,subsys=s",
+        "--device",
+        "nvme-ns,id=n,bus=s,memory=1M",
+    ]);
+    machine.ok("ns_detach n a");
+    machine.wait("ns_changed", "n");
+    assert!(machine.ok("info subsys").contains("\"attached\":[\"b\"]"));
+    machine.refused(
+        "ns_detach n a",
+        "Argument",
+        "is not attached to controller 'a'",
+    );
+    machine.ok("ns_attach n a");
+    machine.refused("ns_attach n x", "NotFound", "x: no device has this id");
+    machine.refused("ns_attach a n", "Argument", "a: this is no namespace");
+    machine.refused(
+        "ns_attach n",
+        "Argument",
+        "usage: ns_attach NAMESPACE CONTROLLER",
+    );
+    machine.quit();
+}
