@@ -100,6 +100,10 @@ pub const SCENARIOS: &[Scenario] = &[
         run: |kit| fio(kit, 4),
     },
     Scenario {
+        name: "fio_with_direct_io",
+        run: |kit| one_namespace(kit, "fio", ",cache=none", LONG),
+    },
+    Scenario {
         name: "multipath",
         run: multipath,
     },
