@@ -197,6 +197,7 @@ fn environment() -> String {
     let mut text =
         "export BERTH_BIN=/bin/berth BARE_GUEST=/bin/bare-guest BERTH_TEST_HOST=direct\n"
             .to_owned();
+    text.push_str(&format!("export {}=1\n", crate::measure::EMULATED));
     if std::env::var_os("BERTH_TEST_VERBOSE").is_some() {
         text.push_str("export BERTH_TEST_VERBOSE=1\n");
     }
