@@ -294,7 +294,7 @@ impl Registry {
         let id = self.choose_id(Some(&spec.id), "")?;
         let subsystem = Subsystem::new(SubsystemConfig {
             id: id.clone(),
-            nqn: Some(spec.nqn.clone()),
+            nqn: spec.nqn.clone(),
             shared: spec.shared,
         })?;
         self.insert(&id, Object::Subsystem(subsystem));
@@ -507,7 +507,7 @@ impl Registry {
     fn make_subsystem(&self, shared: bool) -> Result<Arc<Subsystem>, Problem> {
         let id = self.choose_id(None, "subsys")?;
         Ok(Subsystem::new(SubsystemConfig {
-            nqn: Some(default_nqn(&id)),
+            nqn: default_nqn(&id),
             id,
             shared,
         })?)

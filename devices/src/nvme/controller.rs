@@ -306,7 +306,7 @@ pub struct ControllerInfo {
     pub model: String,
     /// Firmware revision.
     pub firmware: String,
-    /// `disabled`, `enabled` or `resetting`.
+    /// `disabled`, `enabled`, `stopping` or `shut down`.
     pub state: &'static str,
     /// NSIDs of the attached namespaces.
     pub namespaces: Vec<u32>,

@@ -567,6 +567,7 @@ mod tests {
         };
         let vectors = u16::try_from(VECTORS).unwrap();
         let msix = Msix::new(vectors, Group::with_handler(vectors, Box::new(handler)));
+        msix.set_control(true, false);
         let deadline = Instant::now() + Duration::from_secs(120);
         let device = |vector: u16| {
             for event in 1..=EVENTS {

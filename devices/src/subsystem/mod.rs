@@ -86,8 +86,8 @@ pub enum SubsystemError {
 pub struct SubsystemConfig {
     /// Name in the device tree, unique in the machine.
     pub id: String,
-    /// NVMe qualified name; `nqn.2026-11.org.berth:ID` if not given.
-    pub nqn: Option<String>,
+    /// NVMe qualified name, 1 to [`MAX_NQN`] bytes.
+    pub nqn: String,
     /// Whether more than one controller may link to it (CMIC bit 1).
     pub shared: bool,
 }
@@ -123,9 +123,7 @@ impl Subsystem {
     /// # Errors
     /// The NQN is empty or longer than [`MAX_NQN`].
     pub fn new(config: SubsystemConfig) -> Result<Arc<Self>, SubsystemError> {
-        let nqn = config
-            .nqn
-            .unwrap_or_else(|| format!("nqn.2026-11.org.berth:{}", config.id));
+        let nqn = config.nqn;
         if nqn.is_empty() || nqn.len() > MAX_NQN {
             return Err(SubsystemError::BadNqn(nqn));
         }

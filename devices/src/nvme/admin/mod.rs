@@ -79,7 +79,19 @@ enum State {
     /// The admin queues, and I/O queues if the guest made some.
     Enabled(Box<Group>),
     /// Waits for these I/O threads to let go of the guest's memory.
-    Resetting(BTreeSet<usize>),
+    Stopping {
+        threads: BTreeSet<usize>,
+        then: Then,
+    },
+    /// No queue is served until the next reset, even if the guest leaves CC.EN set (3.6).
+    ShutDown,
+}
+
+/// Why the queues are stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Disabled,
+    ShutDown,
 }
 
 /// Why a command is not completed yet.
@@ -117,7 +129,6 @@ pub struct Admin {
     logs: Logs,
     io: IoQueues,
     pending: Vec<Pending>,
-    shutdown: ShutdownStatus,
     // Scratch.
     slices: Vec<GuestSlice>,
 }
@@ -132,7 +143,6 @@ impl Admin {
             logs: Logs::new(),
             io: IoQueues::default(),
             pending: Vec::new(),
-            shutdown: ShutdownStatus::Normal,
             slices: Vec::new(),
         }
     }
@@ -177,10 +187,12 @@ impl Admin {
                 self.finish(is_it, Ok(u32::from(!aborted)));
             }
             Event::Quiesced { thread } => {
-                if let State::Resetting(threads) = &mut self.state {
+                if let State::Stopping { threads, then } = &mut self.state {
                     threads.remove(&thread);
-                    if threads.is_empty() {
-                        self.reset_done(controller);
+                    match *then {
+                        _ if !threads.is_empty() => {}
+                        Then::Disabled => self.reset_done(controller),
+                        Then::ShutDown => self.shutdown_done(controller),
                     }
                 }
             }
@@ -237,45 +249,61 @@ impl Admin {
     fn begin_reset(&mut self, controller: &Controller) {
         let core = controller.core();
         core.doorbells.reset();
-        self.pending.clear();
         self.events = AsyncEvents::default();
         self.features = Features::new(controller.config().max_ioqpairs);
         core.set_write_through(false);
         match std::mem::replace(&mut self.state, State::Disabled) {
-            State::Enabled(_) => {
-                let threads = (0..controller.io_threads().count()).collect();
-                self.state = State::Resetting(threads);
-                let message = || Message::Reset {
-                    core: Arc::clone(core),
-                };
-                controller.io_threads().send_all(message);
-            }
+            State::Enabled(_) => self.stop_queues(controller, Then::Disabled),
             // The threads are at it already.
-            State::Resetting(threads) => self.state = State::Resetting(threads),
-            State::Disabled => self.reset_done(controller),
+            State::Stopping { threads, .. } => {
+                let then = Then::Disabled;
+                self.state = State::Stopping { threads, then };
+            }
+            State::Disabled | State::ShutDown => self.reset_done(controller),
         }
+    }
+
+    /// Has nothing reach guest memory any more; goes on when the I/O threads have told so.
+    fn stop_queues(&mut self, controller: &Controller, then: Then) {
+        let core = controller.core();
+        core.doorbells.reset();
+        self.pending.clear();
+        let threads = (0..controller.io_threads().count()).collect();
+        self.state = State::Stopping { threads, then };
+        let message = || Message::Reset {
+            core: Arc::clone(core),
+        };
+        controller.io_threads().send_all(message);
     }
 
     fn reset_done(&mut self, controller: &Controller) {
         self.io.clear();
         self.state = State::Disabled;
-        self.shutdown = ShutdownStatus::Normal;
         controller.core().end_halt();
         controller.registers().reset_done();
     }
 
-    /// Every completed write is in the backend already, where it outlives the guest: a shutdown has
-    /// nothing to wait for.
+    /// Does what CC.SHN asks for. Every completed write is in the backend, where it outlives the
+    /// guest. The guest takes its queues' memory back without another word, so they stop.
     fn follow_shutdown(&mut self, controller: &Controller, cc: Cc) {
-        if cc.shn() == 0 || matches!(self.state, State::Resetting(_)) {
-            return;
-        }
-        if self.shutdown == ShutdownStatus::Normal {
-            self.shutdown = ShutdownStatus::Complete;
-            controller
-                .registers()
-                .set_shutdown(ShutdownStatus::Complete);
-        }
+        let status = match self.state {
+            _ if cc.shn() == 0 => return,
+            State::Stopping { .. } | State::ShutDown => return,
+            State::Disabled => ShutdownStatus::Complete,
+            State::Enabled(_) => {
+                self.stop_queues(controller, Then::ShutDown);
+                ShutdownStatus::Occurring
+            }
+        };
+        controller.registers().set_shutdown(status);
+    }
+
+    fn shutdown_done(&mut self, controller: &Controller) {
+        self.io.clear();
+        self.state = State::ShutDown;
+        controller
+            .registers()
+            .set_shutdown(ShutdownStatus::Complete);
     }
 
     /// Turns what others noted into events.
@@ -515,7 +543,8 @@ impl Admin {
         match self.state {
             State::Disabled => "disabled",
             State::Enabled(_) => "enabled",
-            State::Resetting(_) => "resetting",
+            State::Stopping { .. } => "stopping",
+            State::ShutDown => "shut down",
         }
     }
 }

@@ -8,7 +8,7 @@ use super::super::doorbell::DoorbellId;
 use super::super::error::CommandError;
 use super::super::io::Message;
 use super::super::prp::PAGE;
-use super::super::queue::{CompletionQueue, SubmissionQueue};
+use super::super::queue::{CQE_SIZE, CompletionQueue, SQE_SIZE, SubmissionQueue};
 use super::super::spec::{CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, Sqe, Status};
 use super::super::stats::{CqStats, QueueInfo, SqStats};
 use super::features::Features;
@@ -84,6 +84,7 @@ impl IoQueues {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.into());
         }
         let entries = check_ring(controller, sqe, cdw10, cdw11.pc())?;
+        check_entry_size(controller.registers().cc.iocqes(), CQE_SIZE)?;
         if cdw11.iv() > controller.config().max_ioqpairs {
             return Err(Status::INVALID_INTERRUPT_VECTOR.into());
         }
@@ -135,6 +136,7 @@ impl IoQueues {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.into());
         }
         let entries = check_ring(controller, sqe, cdw10, cdw11.pc())?;
+        check_entry_size(controller.registers().cc.iosqes(), SQE_SIZE)?;
         let core = controller.core();
         let queue = SubmissionQueue::new(&core.ram, qid, sqe.prp1, entries)?;
         let stats = Arc::new(SqStats::default());
@@ -262,6 +264,15 @@ impl IoQueues {
             })
         };
         self.sqs.iter().filter_map(info).collect()
+    }
+}
+
+/// Refuses queues of entries whose size in CC, a power of two, is not the one there is.
+fn check_entry_size(power: u8, size: usize) -> Result<(), CommandError> {
+    if 1 << power == size {
+        Ok(())
+    } else {
+        Err(Status::INVALID_QUEUE_SIZE.into())
     }
 }
 

@@ -146,7 +146,7 @@ impl Machine {
 pub fn subsystem(id: &str, shared: bool) -> Arc<Subsystem> {
     let config = SubsystemConfig {
         id: id.into(),
-        nqn: None,
+        nqn: format!("nqn.2024-07.internal.berth:{id}"),
         shared,
     };
     Subsystem::new(config).unwrap()

@@ -59,6 +59,10 @@ fn completion_queues_that_cannot_be_created() {
         ..good
     };
     refused(&guest, too_long, Status::DATA_TRANSFER_ERROR);
+    // CC.IOCQES asks for entries of 32 bytes.
+    guest.write32(CC, CC_ENABLE ^ 1 << 20);
+    refused(&guest, good, Status::INVALID_QUEUE_SIZE);
+    guest.write32(CC, CC_ENABLE);
     guest.admin_ok(good);
 }
 

@@ -227,6 +227,42 @@ fn a_shutdown_completes_and_a_reset_clears_it() {
     }
 }
 
+/// Linux leaves CC.EN set when a driver goes, and gives the memory of the queues and the shadow
+/// doorbells to others. The next driver sets bus master before it disables the controller.
+#[test]
+fn after_a_shutdown_no_guest_memory_is_touched() {
+    let machine = Machine::new();
+    let control = machine.test_namespace();
+    let guest = machine.enabled("c");
+    let mut pair = guest.create_pair(1, 4);
+    for cid in 0..3 {
+        assert_eq!(guest.io(&mut pair, &flush(cid)).status(), Status::SUCCESS);
+    }
+    guest.start_shadow();
+    guest.write32(CC, CC_ENABLE | 1 << 14);
+    guest.wait_csts("the shutdown", SHST, SHST_COMPLETE);
+    control.take_seen();
+    let end = machine.mark() * 4096;
+    // Every byte is one that would be a command, a tail and an event index.
+    let canary = vec![1; (end - 4096) as usize];
+    machine.write(4096, &canary);
+    for command in [0x02u16, 0x06] {
+        guest.write_config(0x04, &command.to_le_bytes());
+    }
+    for doorbell in 0..4 {
+        guest.write32(0x1000 + doorbell * 4, 2);
+    }
+    guest.write32(CC, CC_ENABLE & !1);
+    guest.wait_csts("the reset", SHST | 1, 0);
+    assert!(
+        machine.read(4096, canary.len()) == canary,
+        "memory was written"
+    );
+    assert!(control.take_seen().is_empty(), "a command was fetched");
+    guest.enable();
+    assert!(guest.identify(1, 0, 0, 0).is_ok());
+}
+
 #[test]
 fn a_function_level_reset_brings_back_power_on_state() {
     let machine = Machine::new();

@@ -213,7 +213,7 @@ fn en_set_again_before_the_reset_is_over_waits_for_it() {
     });
     guest.set_admin_queues(32, 32);
     guest.write32(CC, CC_ENABLE);
-    assert_eq!(guest.controller.info().state, "resetting");
+    assert_eq!(guest.controller.info().state, "stopping");
     assert_eq!(control.release_all(), 3);
     wait_until("the controller to be enabled", || {
         guest.controller.info().state == "enabled"
