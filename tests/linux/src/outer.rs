@@ -37,6 +37,9 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 /// Longest run of one outer machine.
 const RUN_LIMIT: Duration = Duration::from_secs(40 * 60);
 
+/// Size of the disk for scratch files.
+const SCRATCH_BYTES: u64 = 16 << 30;
+
 /// How many outer machines may break down in one run.
 const BREAKDOWNS: u32 = 3;
 
@@ -84,7 +87,7 @@ impl Outer {
             .kernel_dir(Version::V6_1)
             .or_else(|_| kit.kernel_dir(Version::Newest))?;
         let mut tree = Tree::new();
-        for folder in ["dev", "proc", "sys", "tmp", "kit", "root"] {
+        for folder in ["dev", "proc", "sys", "tmp", "kit", "scratch", "root"] {
             tree.folder(folder);
         }
         tree.char_device("dev/console", 5, 1);
@@ -103,7 +106,8 @@ impl Outer {
         tree.bytes("task", 0o755, format!("{}{line}\n", environment()));
         let initramfs = dir.path().join("outer.cpio");
         tree.write_cpio(&initramfs)?;
-        let arguments = arguments(&kernel, &initramfs, &kit.image());
+        let scratch = scratch_disk(dir.path())?;
+        let arguments = arguments(&kernel, &initramfs, &kit.image(), &scratch);
         Ok(Self {
             dir,
             arguments,
@@ -193,18 +197,38 @@ fn environment() -> String {
     let mut text =
         "export BERTH_BIN=/bin/berth BARE_GUEST=/bin/bare-guest BERTH_TEST_HOST=direct\n"
             .to_owned();
+    text.push_str(&format!("export {}=1\n", crate::measure::EMULATED));
     if std::env::var_os("BERTH_TEST_VERBOSE").is_some() {
         text.push_str("export BERTH_TEST_VERBOSE=1\n");
     }
     text
 }
 
-fn arguments(kernel: &Path, initramfs: &Path, kit: &Path) -> Vec<String> {
+/// A disk for what is made inside. Memory would do, but for O_DIRECT, which
+/// tmpfs refuses. Sparse: it takes what is written to it.
+fn scratch_disk(dir: &Path) -> Result<PathBuf> {
+    let image = harness::image(dir, "scratch.img", SCRATCH_BYTES)?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let done = Process::builder("mke2fs")
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal"])
+        .arg(&image)
+        .run(Duration::from_secs(60))?;
+    ensure!(done.exit.success(), "mke2fs: {}", done.stderr);
+    Ok(image)
+}
+
+fn arguments(kernel: &Path, initramfs: &Path, kit: &Path, scratch: &Path) -> Vec<String> {
     let append = "console=ttyS0 panic=-1 mitigations=off nokaslr quiet loglevel=1 \
                   tsc=reliable no_timer_check";
     let drive = format!(
         "file={},if=none,id=kit,format=raw,readonly=on",
         kit.display()
+    );
+    // Nothing on it outlives the machine, so nothing needs to reach a disk.
+    let scratch = format!(
+        "file={},if=none,id=scratch,format=raw,cache=unsafe,discard=unmap",
+        scratch.display()
     );
     let kernel = kernel.join("vmlinuz").display().to_string();
     let initramfs = initramfs.display().to_string();
@@ -220,6 +244,8 @@ fn arguments(kernel: &Path, initramfs: &Path, kit: &Path) -> Vec<String> {
         ["-append", append],
         ["-drive", &drive],
         ["-device", "nvme,drive=kit,serial=kit"],
+        ["-drive", &scratch],
+        ["-device", "nvme,drive=scratch,serial=scratch"],
         ["-display", "none"],
         ["-vga", "none"],
         ["-monitor", "none"],
