@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, Running};
 use crate::kit::{Form, Kit, Version};
 use crate::measure;
 
@@ -142,6 +142,18 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "function_level_reset_under_io",
         run: |kit| reset_under_io(kit, "flr"),
+    },
+    Scenario {
+        name: "namespaces_come_and_go",
+        run: namespaces_come_and_go,
+    },
+    Scenario {
+        name: "controller_comes_back",
+        run: controller_comes_back,
+    },
+    Scenario {
+        name: "multipath_survives_unplug",
+        run: multipath_survives_unplug,
     },
     Scenario {
         name: "idle_guest",
@@ -391,6 +403,90 @@ fn reset_under_io(kit: &Kit, how: &str) -> Result<()> {
         .append(format!("berth.how={how}"))
         .new_disk(64)?
         .succeed(LONG)?;
+    Ok(())
+}
+
+fn namespaces_come_and_go(kit: &Kit) -> Result<()> {
+    let mut guest = Guest::new(kit, "namespaces_come_and_go")?
+        .new_disk(64)?
+        .start()?;
+    for round in 1..=3 {
+        guest.phase(&format!("add{round}"), SHORT)?;
+        guest.go()?;
+        guest.control("device_add nvme-ns,id=second,nsid=2,memory=16M")?;
+        guest.phase(&format!("delete{round}"), SHORT)?;
+        guest.go()?;
+        guest.control("device_del second")?;
+        until("the namespace is gone", || {
+            let tree = guest.control("info qtree json")?.to_string();
+            Ok(!tree.contains("second"))
+        })?;
+    }
+    guest.succeed(SHORT)?;
+    Ok(())
+}
+
+fn controller_comes_back(kit: &Kit) -> Result<()> {
+    let guest = Guest::new(kit, "controller_comes_back")?;
+    let image = guest.image("disk.img", 64 << 20)?;
+    let mut guest = guest
+        .device("nvme-subsys,id=sub")
+        .device("nvme,id=one,subsys=sub")
+        .device(format!("nvme-ns,id=ns,bus=sub,file={}", image.display()))
+        .start()?;
+    for round in 1..=3 {
+        guest.phase(&format!("remove{round}"), SHORT)?;
+        unplug(&guest, "one", round % 2 == 0)?;
+        let tree = guest.control("info qtree json")?.to_string();
+        ensure!(tree.contains("disk.img"), "the namespace went, too: {tree}");
+        guest.go()?;
+        guest.phase(&format!("add{round}"), SHORT)?;
+        guest.control("device_add nvme,id=one,subsys=sub")?;
+        guest.go()?;
+    }
+    guest.succeed(SHORT)?;
+    Ok(())
+}
+
+fn multipath_survives_unplug(kit: &Kit) -> Result<()> {
+    let guest = Guest::new(kit, "multipath_unplug")?.initrd(Some(kit.file("full.cpio")));
+    let image = guest.image("shared.img", 64 << 20)?;
+    let mut guest = guest
+        .device("nvme-subsys,id=sub")
+        .device("nvme,id=one,subsys=sub")
+        .device("nvme,id=two,subsys=sub")
+        .device(format!("nvme-ns,id=ns,bus=sub,file={}", image.display()))
+        .start()?;
+    for round in 1..=4 {
+        guest.phase(&format!("remove{round}"), LONG)?;
+        let id = if round % 2 == 0 { "one" } else { "two" };
+        unplug(&guest, id, round > 2)?;
+        guest.go()?;
+        guest.phase(&format!("add{round}"), LONG)?;
+        guest.control(&format!("device_add nvme,id={id},subsys=sub"))?;
+        guest.go()?;
+    }
+    guest.succeed(LONG)?;
+    Ok(())
+}
+
+/// Removes a controller and waits until it is gone.
+fn unplug(guest: &Running, id: &str, surprise: bool) -> Result<()> {
+    let how = if surprise { " surprise" } else { "" };
+    guest.control(&format!("device_del {id}{how}"))?;
+    until(&format!("controller {id} is gone"), || {
+        let controllers = guest.control("info nvme")?.to_string();
+        Ok(!controllers.contains(&format!("\"id\":\"{id}\"")))
+    })
+}
+
+/// Asks until it is so, for a minute.
+fn until(what: &str, so: impl Fn() -> Result<bool>) -> Result<()> {
+    let start = std::time::Instant::now();
+    while !so()? {
+        ensure!(start.elapsed() < SHORT, "not within {SHORT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     Ok(())
 }
 
