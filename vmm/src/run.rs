@@ -15,6 +15,7 @@ use crate::event_loop::{EventLoop, EventSet};
 use crate::exit::{ExitReason, Outcome};
 use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
+use crate::stderr;
 use crate::terminal::{self, RawMode};
 
 /// Runs a machine and returns the exit status; the reason goes to standard error.
@@ -22,11 +23,11 @@ pub fn run(config: &RunConfig) -> u8 {
     start_logging(config.verbosity);
     match run_machine(config) {
         Ok(reason) => {
-            eprintln!("berth: {reason}");
+            stderr::say(format_args!("berth: {reason}"));
             reason.status()
         }
         Err(error) => {
-            eprintln!("berth: {error:#}");
+            stderr::say(format_args!("berth: {error:#}"));
             error
                 .downcast_ref::<MachineError>()
                 .map_or(1, MachineError::status)
@@ -43,7 +44,7 @@ fn start_logging(verbosity: u8) {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(|| stderr::Log)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
 }

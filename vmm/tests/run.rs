@@ -8,6 +8,7 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::process::Stdio;
 
 use common::{Guest, HALT, Killed, LIMIT, TRIPLE_FAULT, kvm, out, power_off, print};
@@ -173,6 +174,44 @@ fn a_closed_standard_output_does_not_stop_the_guest() {
     let start = std::time::Instant::now();
     assert_eq!(child.wait().code(), Some(0));
     assert!(start.elapsed() < LIMIT);
+}
+
+/// Both ends of a pipe that is full.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let set = |flags: libc::c_int| {
+        // SAFETY: changes the flags of an open descriptor.
+        assert_eq!(
+            unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) },
+            0
+        );
+    };
+    set(libc::O_NONBLOCK);
+    while (&writer).write(&[b'x'; 4096]).is_ok() {}
+    set(0);
+    (reader, writer)
+}
+
+#[test]
+fn standard_error_that_takes_nothing_changes_neither_run_nor_status() {
+    if !kvm() {
+        return;
+    }
+    let (_reader, full) = full_pipe();
+    let (_, closed) = std::io::pipe().unwrap();
+    let device = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let sinks: [Stdio; 3] = [full.into(), closed.into(), device().into()];
+    // Standard input is a directory, which berth warns of while the guest runs.
+    let guest = Guest::new(&code(&[&print(COM1, &"x".repeat(3000)), &power_off()]));
+    for sink in sinks {
+        let mut command = guest.command(&["-vvv"]);
+        command.stdin(fs::File::open("/").unwrap()).stderr(sink);
+        let status = Killed(command.spawn().unwrap()).wait();
+        assert_eq!(status.code(), Some(0), "{status}");
+    }
+    let mut command = guest.command(&["--nonsense"]);
+    let status = Killed(command.stderr(device()).spawn().unwrap()).wait();
+    assert_eq!(status.code(), Some(35), "{status}");
 }
 
 #[test]
