@@ -27,12 +27,26 @@ pub fn run(config: &RunConfig) -> u8 {
             reason.status()
         }
         Err(error) => {
-            stderr::say(format_args!("berth: {error:#}"));
+            stderr::say(format_args!("berth: {}", in_words(&error)));
             error
                 .downcast_ref::<MachineError>()
                 .map_or(1, MachineError::status)
         }
     }
+}
+
+/// The error with those of its causes that it does not name itself.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    if text.contains(&format!("(os error {})", libc::EMFILE)) {
+        text.push_str("; raise the limit on open files (ulimit -Hn), or use fewer devices");
+    }
+    text
 }
 
 fn start_logging(verbosity: u8) {

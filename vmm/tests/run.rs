@@ -9,7 +9,7 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use common::{Guest, HALT, Killed, LIMIT, TRIPLE_FAULT, kvm, out, power_off, print};
 
@@ -215,6 +215,33 @@ fn standard_error_that_takes_nothing_changes_neither_run_nor_status() {
 }
 
 #[test]
+fn too_few_descriptors_are_named_once_with_a_remedy() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&HALT);
+    let berth = guest.command(&["--device", "nvme,null=1M"]);
+    for limit in [8, 16, 32, 64] {
+        let mut shell = Command::new("sh");
+        shell
+            .arg("-c")
+            .arg(format!("ulimit -n {limit}; exec \"$@\""));
+        shell
+            .arg("sh")
+            .arg(berth.get_program())
+            .args(berth.get_args());
+        shell
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let (status, _, err) = Killed(shell.spawn().unwrap()).finish();
+        assert_eq!(status, 1, "{limit}: {err}");
+        assert_eq!(err.matches("Too many open files").count(), 1, "{err}");
+        assert!(err.contains("ulimit -Hn"), "{err}");
+    }
+}
+
+#[test]
 fn wrong_kernels_and_command_lines_name_their_option() {
     if !kvm() {
         return;
@@ -224,6 +251,9 @@ fn wrong_kernels_and_command_lines_name_their_option() {
     let (status, _, err) = guest.run(&["--append", &long]);
     assert_eq!(status, 35, "{err}");
     assert!(err.starts_with("berth: --append: "), "{err}");
+    let (status, _, err) = guest.run(&["--append", "a\nb"]);
+    assert_eq!(status, 35, "{err}");
+    assert_eq!(err.matches("only printable ASCII").count(), 1, "{err}");
     let path = guest.directory.path().join("guest.elf");
     fs::write(&path, "not a kernel").unwrap();
     let (status, _, err) = guest.run(&[]);
