@@ -152,7 +152,17 @@ fn wrong_devices_say_what_is_wrong() {
     }
     let guest = Guest::new(&HALT);
     let image = image(&guest.directory.path().join("image"));
-    let table: [(&[&str], i32, &str); 9] = [
+    let table: [(&[&str], i32, &str); 11] = [
+        (
+            &["nvme-subsys,id=s,nqn=x", "nvme-subsys,id=t,nqn=x"],
+            35,
+            "nqn=nqn.2024-07.internal.berth:x: subsystem 's' has this NQN",
+        ),
+        (
+            &["nvme-subsys,id=s,nqn=subsys0", "nvme,id=c"],
+            35,
+            "subsystem 's' has this NQN",
+        ),
         (&["nvme,subsys=x"], 35, "subsys=x: no device has this id"),
         (
             &["nvme,id=a", "nvme,subsys=a"],
