@@ -214,31 +214,47 @@ fn standard_error_that_takes_nothing_changes_neither_run_nor_status() {
     assert_eq!(status.code(), Some(35), "{status}");
 }
 
+/// berth under a limit of the shell.
+fn limited(guest: &Guest, limit: &str, arguments: &[&str]) -> Killed {
+    let berth = guest.command(arguments);
+    let mut shell = Command::new("sh");
+    shell
+        .arg("-c")
+        .arg(format!("ulimit {limit}; exec \"$@\""))
+        .arg("sh")
+        .arg(berth.get_program())
+        .args(berth.get_args())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Killed(shell.spawn().unwrap())
+}
+
 #[test]
 fn too_few_descriptors_are_named_once_with_a_remedy() {
     if !kvm() {
         return;
     }
     let guest = Guest::new(&HALT);
-    let berth = guest.command(&["--device", "nvme,null=1M"]);
     for limit in [8, 16, 32, 64] {
-        let mut shell = Command::new("sh");
-        shell
-            .arg("-c")
-            .arg(format!("ulimit -n {limit}; exec \"$@\""));
-        shell
-            .arg("sh")
-            .arg(berth.get_program())
-            .args(berth.get_args());
-        shell
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let (status, _, err) = Killed(shell.spawn().unwrap()).finish();
+        let limit = format!("-n {limit}");
+        let (status, _, err) = limited(&guest, &limit, &["--device", "nvme,null=1M"]).finish();
         assert_eq!(status, 1, "{limit}: {err}");
         assert_eq!(err.matches("Too many open files").count(), 1, "{err}");
         assert!(err.contains("ulimit -Hn"), "{err}");
     }
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_reported() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&HALT);
+    let (status, _, err) = limited(&guest, "-f 8", &[]).finish();
+    assert_eq!(status, 1, "{err}");
+    assert!(err.contains("--memory"), "{err}");
+    assert!(err.contains("File too large"), "{err}");
 }
 
 #[test]
