@@ -181,10 +181,8 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
     let set = |flags: libc::c_int| {
         // SAFETY: changes the flags of an open descriptor.
-        assert_eq!(
-            unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) },
-            0
-        );
+        let result = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) };
+        assert_eq!(result, 0);
     };
     set(libc::O_NONBLOCK);
     while (&writer).write(&[b'x'; 4096]).is_ok() {}
