@@ -146,6 +146,21 @@ fn namespaces_find_their_subsystem() {
 }
 
 #[test]
+fn com2_does_not_empty_an_image_in_use() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(&directory.path().join("image"));
+    let machine = Machine::start(&["--disk", &path]);
+    let (status, _, err) = Guest::new(&HALT).run(&["--com2", &path]);
+    assert_eq!(status, 1, "{err}");
+    assert!(err.contains("is in use by another process"), "{err}");
+    assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
+    machine.quit();
+}
+
+#[test]
 fn wrong_devices_say_what_is_wrong() {
     if !kvm() {
         return;
