@@ -137,7 +137,7 @@ impl From<ControlError> for CliError {
     help_triggers("-h", "--help"),
     example = "\
 Boot a kernel from a disk:
-  berth run --kernel bzImage --append \"console=ttyS0 root=/dev/nvme0n1\" --disk root.img
+  berth run --kernel bzImage --append root=/dev/nvme0n1 --disk root.img
 Ask it how it is, from elsewhere, if it was given --control-socket /tmp/berth:
   berth ctl /tmp/berth info status"
 )]
@@ -176,7 +176,7 @@ take K, M, G and T. The drivers and their properties:
                unsafe), ro, logical_block_size (512, 4096), shared=on|off, detached, ctrl (the one
                controller, with shared=off), uuid, eui64, nguid",
     example = "\
-berth run --kernel bzImage --initrd initrd.img --append console=ttyS0 -m 1G --cpus 2 --disk a.img
+berth run --kernel bzImage --initrd initrd.img -m 1G --cpus 2 --disk a.img
 berth run --kernel vmlinux --device nvme-subsys,id=s --device nvme,id=c0,subsys=s \\
     --device nvme,id=c1,subsys=s --device nvme-ns,bus=s,file=a.img --control-pipe /tmp/berth",
     error_code(0, "the guest powered off"),
@@ -193,7 +193,7 @@ struct RunArgs {
     /// initial RAM disk
     #[argh(option, arg_name = "FILE")]
     initrd: Option<String>,
-    /// command line of the guest's kernel
+    /// command line of the guest's kernel, put behind "console=ttyS0 panic=-1"
     #[argh(option, arg_name = "TEXT")]
     append: Option<String>,
     /// guest memory, 64M to 1T, a multiple of 2M; a number alone means MiB (512M)

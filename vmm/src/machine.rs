@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -234,10 +235,34 @@ fn com2_output(path: Option<&Path>) -> Result<Option<Output>, MachineError> {
         .read(fifo)
         .write(true)
         .create(!fifo)
-        .truncate(!fifo)
+        .truncate(false)
         .open(path)
         .map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_file() {
+        // Before anything in it is lost: it may be an image of another berth.
+        lock(&file).map_err(failed)?;
+        file.set_len(0).map_err(failed)?;
+    }
     Output::new("com2", file).map(Some).map_err(failed)
+}
+
+/// Locks a file as images are locked (fcntl(2), "Open file description locks").
+fn lock(file: &File) -> io::Result<()> {
+    // SAFETY: a structure of numbers: from the start of the file, to wherever it ends.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    // A small constant.
+    lock.l_type = libc::c_short::try_from(libc::F_WRLCK).unwrap_or(libc::c_short::MAX);
+    // SAFETY: an open file, and a valid structure that the kernel only reads.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error().raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Err(io::Error::other(
+            "is in use by another process; give another path",
+        )),
+        // A file system without locks has no images that berth would open either.
+        _ => Ok(()),
+    }
 }
 
 fn serial_port(

@@ -18,6 +18,7 @@ mod registry;
 mod run;
 mod signals;
 mod spec;
+mod stderr;
 mod terminal;
 mod vcpu;
 
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         Ok(cli::Invocation::Ctl(config)) => ctl(&config),
         Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config)),
         Err(error) => {
-            eprintln!("berth: {error}");
+            stderr::say(format_args!("berth: {error}"));
             ExitCode::from(error.status())
         }
     }
@@ -46,7 +47,7 @@ fn ctl(config: &control::client::CtlConfig) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("berth ctl: {error}");
+            stderr::say(format_args!("berth ctl: {error}"));
             ExitCode::from(1)
         }
     }

@@ -48,6 +48,14 @@ pub enum Problem {
     /// The device that has the id is being removed.
     #[error("id={0} is in use by a device that is being removed: wait for its device_deleted")]
     Leaving(String),
+    /// Hosts take two subsystems with one NQN for one.
+    #[error("nqn={nqn}: subsystem '{id}' has this NQN: give another one, or use that subsystem")]
+    DuplicateNqn {
+        /// The NQN.
+        nqn: String,
+        /// Who has it.
+        id: String,
+    },
     /// Nothing has that id.
     #[error("{key}={id}: no device has this id; {known}")]
     NotFound {
@@ -387,11 +395,7 @@ impl Registry {
 
     fn add_subsystem(&mut self, spec: &SubsystemSpec) -> Result<String, Problem> {
         let id = self.choose_id(Some(&spec.id), "")?;
-        let subsystem = Subsystem::new(SubsystemConfig {
-            id: id.clone(),
-            nqn: spec.nqn.clone(),
-            shared: spec.shared,
-        })?;
+        let subsystem = self.new_subsystem(id.clone(), spec.nqn.clone(), spec.shared)?;
         self.insert(&id, Object::Subsystem(subsystem));
         Ok(id)
     }
@@ -601,11 +605,24 @@ impl Registry {
     /// A subsystem for who names none; the caller registers it.
     fn make_subsystem(&self, shared: bool) -> Result<Arc<Subsystem>, Problem> {
         let id = self.choose_id(None, "subsys")?;
-        Ok(Subsystem::new(SubsystemConfig {
-            nqn: default_nqn(&id),
-            id,
-            shared,
-        })?)
+        let nqn = default_nqn(&id);
+        self.new_subsystem(id, nqn, shared)
+    }
+
+    fn new_subsystem(
+        &self,
+        id: String,
+        nqn: String,
+        shared: bool,
+    ) -> Result<Arc<Subsystem>, Problem> {
+        let other = self.iter().find_map(|(id, object)| match object {
+            Object::Subsystem(other) if other.nqn() == nqn => Some(id.to_owned()),
+            _ => None,
+        });
+        match other {
+            Some(id) => Err(Problem::DuplicateNqn { nqn, id }),
+            None => Ok(Subsystem::new(SubsystemConfig { id, nqn, shared })?),
+        }
     }
 
     fn named(&self, key: &'static str, id: &str) -> Result<&Object, Problem> {

@@ -16,6 +16,7 @@ use crate::exit::{ExitReason, Outcome};
 use crate::live::Live;
 use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
+use crate::stderr;
 use crate::terminal::{self, RawMode};
 
 /// Runs a machine and returns the exit status; the reason goes to standard error.
@@ -23,16 +24,30 @@ pub fn run(config: &RunConfig) -> u8 {
     start_logging(config.verbosity);
     match run_machine(config) {
         Ok(reason) => {
-            eprintln!("berth: {reason}");
+            stderr::say(format_args!("berth: {reason}"));
             reason.status()
         }
         Err(error) => {
-            eprintln!("berth: {error:#}");
+            stderr::say(format_args!("berth: {}", in_words(&error)));
             error
                 .downcast_ref::<MachineError>()
                 .map_or(1, MachineError::status)
         }
     }
+}
+
+/// The error with those of its causes that it does not name itself.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    if text.contains(&format!("(os error {})", libc::EMFILE)) {
+        text.push_str("; raise the limit on open files (ulimit -Hn), or use fewer devices");
+    }
+    text
 }
 
 fn start_logging(verbosity: u8) {
@@ -44,7 +59,7 @@ fn start_logging(verbosity: u8) {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(|| stderr::Log)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
 }

@@ -24,11 +24,14 @@ pub struct Signals(OwnedFd);
 
 impl Signals {
     /// Blocks the signals in this thread and those that it starts: call it before any other thread
-    /// exists. Signals that were ignored (nohup, jobs of a script) stay ignored.
+    /// exists. Signals that were ignored (nohup, jobs of a script) stay ignored; so is SIGXFSZ from now
+    /// on, because a file at its size limit (setrlimit(2), `RLIMIT_FSIZE`) is an error to report.
     ///
     /// # Errors
     /// No file descriptor left.
     pub fn block() -> io::Result<Self> {
+        // SAFETY: changes the action of one signal, for which no handler is installed.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         let handled = HANDLED.into_iter().filter(|signal| !is_ignored(*signal));
         let handled: Vec<_> = handled.collect();
         let watched = set_of(&handled);

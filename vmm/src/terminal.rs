@@ -4,6 +4,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::stderr;
+
 /// The settings to go back to, while standard input is raw. Global, because the panic hook needs it.
 static SAVED: Mutex<Option<libc::termios>> = Mutex::new(None);
 
@@ -34,7 +36,7 @@ impl RawMode {
         }
         install_panic_hook();
         if enter()? {
-            eprintln!("berth: the terminal belongs to the guest; Ctrl-a x leaves");
+            stderr::say("berth: the terminal belongs to the guest; Ctrl-a x leaves");
         }
         Ok(Some(Self(())))
     }

@@ -146,13 +146,38 @@ fn namespaces_find_their_subsystem() {
 }
 
 #[test]
+fn com2_does_not_empty_an_image_in_use() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = image(&directory.path().join("image"));
+    let machine = Machine::start(&["--disk", &path]);
+    let (status, _, err) = Guest::new(&HALT).run(&["--com2", &path]);
+    assert_eq!(status, 1, "{err}");
+    assert!(err.contains("is in use by another process"), "{err}");
+    assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
+    machine.quit();
+}
+
+#[test]
 fn wrong_devices_say_what_is_wrong() {
     if !kvm() {
         return;
     }
     let guest = Guest::new(&HALT);
     let image = image(&guest.directory.path().join("image"));
-    let table: [(&[&str], i32, &str); 9] = [
+    let table: [(&[&str], i32, &str); 11] = [
+        (
+            &["nvme-subsys,id=s,nqn=x", "nvme-subsys,id=t,nqn=x"],
+            35,
+            "nqn=nqn.2024-07.internal.berth:x: subsystem 's' has this NQN",
+        ),
+        (
+            &["nvme-subsys,id=s,nqn=subsys0", "nvme,id=c"],
+            35,
+            "subsystem 's' has this NQN",
+        ),
         (&["nvme,subsys=x"], 35, "subsys=x: no device has this id"),
         (
             &["nvme,id=a", "nvme,subsys=a"],

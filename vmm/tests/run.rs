@@ -8,7 +8,8 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::process::Stdio;
+use std::os::fd::AsRawFd;
+use std::process::{Command, Stdio};
 
 use common::{Guest, HALT, Killed, LIMIT, TRIPLE_FAULT, kvm, out, power_off, print};
 
@@ -175,6 +176,85 @@ fn a_closed_standard_output_does_not_stop_the_guest() {
     assert!(start.elapsed() < LIMIT);
 }
 
+/// Both ends of a pipe that is full.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let set = |flags: libc::c_int| {
+        // SAFETY: changes the flags of an open descriptor.
+        let result = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, flags) };
+        assert_eq!(result, 0);
+    };
+    set(libc::O_NONBLOCK);
+    while (&writer).write(&[b'x'; 4096]).is_ok() {}
+    set(0);
+    (reader, writer)
+}
+
+#[test]
+fn standard_error_that_takes_nothing_changes_neither_run_nor_status() {
+    if !kvm() {
+        return;
+    }
+    let (_reader, full) = full_pipe();
+    let (_, closed) = std::io::pipe().unwrap();
+    let device = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let sinks: [Stdio; 3] = [full.into(), closed.into(), device().into()];
+    // Standard input is a directory, which berth warns of while the guest runs.
+    let guest = Guest::new(&code(&[&print(COM1, &"x".repeat(3000)), &power_off()]));
+    for sink in sinks {
+        let mut command = guest.command(&["-vvv"]);
+        command.stdin(fs::File::open("/").unwrap()).stderr(sink);
+        let status = Killed(command.spawn().unwrap()).wait();
+        assert_eq!(status.code(), Some(0), "{status}");
+    }
+    let mut command = guest.command(&["--nonsense"]);
+    let status = Killed(command.stderr(device()).spawn().unwrap()).wait();
+    assert_eq!(status.code(), Some(35), "{status}");
+}
+
+/// berth under a limit of the shell.
+fn limited(guest: &Guest, limit: &str, arguments: &[&str]) -> Killed {
+    let berth = guest.command(arguments);
+    let mut shell = Command::new("sh");
+    shell
+        .arg("-c")
+        .arg(format!("ulimit {limit}; exec \"$@\""))
+        .arg("sh")
+        .arg(berth.get_program())
+        .args(berth.get_args())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Killed(shell.spawn().unwrap())
+}
+
+#[test]
+fn too_few_descriptors_are_named_once_with_a_remedy() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&HALT);
+    for limit in [8, 16, 32, 64] {
+        let limit = format!("-n {limit}");
+        let (status, _, err) = limited(&guest, &limit, &["--device", "nvme,null=1M"]).finish();
+        assert_eq!(status, 1, "{limit}: {err}");
+        assert_eq!(err.matches("Too many open files").count(), 1, "{err}");
+        assert!(err.contains("ulimit -Hn"), "{err}");
+    }
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_reported() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&HALT);
+    let (status, _, err) = limited(&guest, "-f 8", &[]).finish();
+    assert_eq!(status, 1, "{err}");
+    assert!(err.contains("--memory"), "{err}");
+    assert!(err.contains("File too large"), "{err}");
+}
+
 #[test]
 fn wrong_kernels_and_command_lines_name_their_option() {
     if !kvm() {
@@ -185,6 +265,9 @@ fn wrong_kernels_and_command_lines_name_their_option() {
     let (status, _, err) = guest.run(&["--append", &long]);
     assert_eq!(status, 35, "{err}");
     assert!(err.starts_with("berth: --append: "), "{err}");
+    let (status, _, err) = guest.run(&["--append", "a\nb"]);
+    assert_eq!(status, 35, "{err}");
+    assert_eq!(err.matches("only printable ASCII").count(), 1, "{err}");
     let path = guest.directory.path().join("guest.elf");
     fs::write(&path, "not a kernel").unwrap();
     let (status, _, err) = guest.run(&[]);

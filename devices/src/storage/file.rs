@@ -35,10 +35,17 @@ impl DirectAlign {
 #[derive(Debug)]
 pub(super) struct Image {
     file: File,
+    /// For messages.
+    path: PathBuf,
     direct: Option<DirectAlign>,
 }
 
 impl Image {
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What O_DIRECT asks for, if it is used.
     pub fn direct(&self) -> Option<DirectAlign> {
         self.direct
@@ -47,7 +54,8 @@ impl Image {
     /// Any file that can be read, without the checks of an image.
     #[cfg(test)]
     pub fn unchecked(file: File, direct: Option<DirectAlign>) -> Arc<Self> {
-        Arc::new(Self { file, direct })
+        let path = "test.img".into();
+        Arc::new(Self { file, path, direct })
     }
 
     /// Size now in bytes, of a file or block device. Its file position is not used otherwise.

@@ -1,6 +1,7 @@
 //! One file request as the system calls that it takes, one after the other: what to call next, and
 //! what its result means. Both engines run this.
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -148,9 +149,25 @@ impl Io {
                 self.step = Step::WriteZeroes;
                 self.load_zeroes();
             }
-            _ => return Next::Done(Err(BackendError::from_errno(errno))),
+            _ => return Next::Done(Err(self.report(errno))),
         }
         Next::Again
+    }
+
+    /// Tells the user, too: the guest learns only that its command failed, not that the host's disk is
+    /// full or broken.
+    fn report(&self, errno: i32) -> BackendError {
+        let error = BackendError::from_errno(errno);
+        if let (true, Some(image)) = (error != BackendError::Cancelled, &self.image) {
+            crate::guest_warn!(
+                "image '{}': {:?} at byte {} failed: {}",
+                image.path().display(),
+                self.step,
+                self.offset,
+                io::Error::from_raw_os_error(errno)
+            );
+        }
+        error
     }
 
     fn transferred(&mut self, count: u64) -> Next {

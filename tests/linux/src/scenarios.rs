@@ -28,6 +28,9 @@ const LONG: Duration = Duration::from_secs(240);
 use Form::{BzImage, Elf};
 use Version::{V6_1, V6_12};
 
+/// Controllers removed beneath one run of fio.
+const UNPLUGS: u32 = 50;
+
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -456,18 +459,62 @@ fn multipath_survives_unplug(kit: &Kit) -> Result<()> {
         .device("nvme,id=one,subsys=sub")
         .device("nvme,id=two,subsys=sub")
         .device(format!("nvme-ns,id=ns,bus=sub,file={}", image.display()))
+        .append(format!("berth.rounds={UNPLUGS}"))
         .start()?;
-    for round in 1..=4 {
+    let mut before = None;
+    for round in 1..=UNPLUGS {
         guest.phase(&format!("remove{round}"), LONG)?;
+        before.get_or_insert(Held::read(&guest)?);
         let id = if round % 2 == 0 { "one" } else { "two" };
-        unplug(&guest, id, round > 2)?;
+        unplug(&guest, id, round % 4 > 1)?;
         guest.go()?;
         guest.phase(&format!("add{round}"), LONG)?;
         guest.control(&format!("device_add nvme,id={id},subsys=sub"))?;
         guest.go()?;
+        if round % 10 == 0 {
+            println!("{round} of {UNPLUGS} removals");
+        }
     }
-    guest.succeed(LONG)?;
+    guest.phase("end", LONG)?;
+    let after = Held::read(&guest)?;
+    println!("{UNPLUGS} removals: {before:?} -> {after:?}");
+    ensure!(before == Some(after), "something leaked");
+    guest.go()?;
+    let ended = guest.succeed(LONG)?;
+    let fio = ended.results.lines().find(|line| line.starts_with("fio:"));
+    println!("{}", fio.unwrap_or("fio said nothing"));
     Ok(())
+}
+
+/// What could leak when a controller goes.
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+    ioeventfds: u64,
+    controllers: Vec<(String, u64)>,
+}
+
+impl Held {
+    fn read(guest: &Running) -> Result<Self> {
+        let count = |what: &str| -> Result<usize> {
+            Ok(std::fs::read_dir(format!("/proc/{}/{what}", guest.pid()))?.count())
+        };
+        let info = guest.control("info nvme")?;
+        let list = info["controllers"].as_array().cloned().unwrap_or_default();
+        let number = |value: &Value| value.as_u64().unwrap_or(u64::MAX);
+        let mut controllers: Vec<_> = list
+            .iter()
+            .map(|one| (one["id"].to_string(), number(&one["cntlid"])))
+            .collect();
+        controllers.sort();
+        Ok(Self {
+            descriptors: count("fd")?,
+            threads: count("task")?,
+            ioeventfds: list.iter().map(|one| number(&one["ioeventfds"])).sum(),
+            controllers,
+        })
+    }
 }
 
 /// Removes a controller and waits until it is gone.

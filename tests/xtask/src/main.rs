@@ -9,6 +9,7 @@ mod progress;
 mod size;
 mod suite;
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -90,6 +91,9 @@ fn run(args: &[String]) -> Result<ExitCode> {
     match task {
         "demo" => guests(&context, &["demo"]),
         "shell" => {
+            if !std::io::stdin().is_terminal() {
+                bail!("shell needs a terminal as standard input; demo runs without one");
+            }
             let mut words = vec!["shell"];
             words.extend(rest.iter().map(String::as_str));
             guests(&context, &words)

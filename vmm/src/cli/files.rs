@@ -5,12 +5,13 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileTypeExt;
+use std::iter;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::{CliError, RunConfig};
 use crate::control::{self, directory, kind, plain, sys};
-use crate::spec::{BackendSpec, DiskSpec};
+use crate::spec::{BackendSpec, DeviceSpec, DiskSpec};
 
 /// Checks everything that `config` names. `disks` and `devices` are the arguments as given.
 ///
@@ -31,6 +32,7 @@ pub fn check(config: &RunConfig, disks: &[String], devices: &[String]) -> Result
     }
     if let Some(path) = &config.com2 {
         output(path)?;
+        not_an_input(path, config)?;
     }
     if let Some(base) = &config.control_pipe {
         control::pipe::check(base)?;
@@ -82,6 +84,38 @@ fn image(argument: &str, disk: &DiskSpec, given: &str) -> Result<(), CliError> {
     }
     sys::access(path, libc::W_OK)
         .map_err(|failed| error(format!("cannot be written ({}); use ro", plain(&failed))))
+}
+
+/// Refuses to empty a file that this guest boots from or has as a disk.
+fn not_an_input(com2: &Path, config: &RunConfig) -> Result<(), CliError> {
+    let identity = |path: &Path| {
+        let found = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        Some((found.dev(), found.ino()))
+    };
+    let Some(output) = identity(com2) else {
+        return Ok(());
+    };
+    let initrd = config.initrd.iter().map(|path| ("--initrd", path));
+    let disks = config.disks.iter().map(|spec| ("--disk", &spec.disk));
+    let devices = config.devices.iter().filter_map(DeviceSpec::disk);
+    let disks = disks.chain(devices.map(|disk| ("--device", disk)));
+    let images = disks.filter_map(|(option, disk)| match &disk.backend {
+        BackendSpec::File { path, .. } => Some((option, path)),
+        _ => None,
+    });
+    let mut inputs = iter::once(("--kernel", &config.kernel))
+        .chain(initrd)
+        .chain(images);
+    inputs
+        .find(|(_, path)| identity(path) == Some(output))
+        .map_or(Ok(()), |(option, path)| {
+            let argument = format!("--com2 {}", com2.display());
+            let input = path.display();
+            Err(CliError::usage(
+                argument,
+                format!("would empty the file of {option} {input}; give another path"),
+            ))
+        })
 }
 
 /// A file that can be made or written.

@@ -604,6 +604,30 @@ fn wrong_files_are_refused() {
     );
 }
 
+#[test]
+fn com2_empties_none_of_the_guests_files() {
+    let dir = files();
+    fs::hard_link(dir.path().join("a.img"), dir.path().join("link")).unwrap();
+    let base = dir.path().to_str().unwrap();
+    for (line, input) in [
+        ("--com2 DIR/kernel", "--kernel DIR/kernel"),
+        ("--initrd DIR/a.img --com2 DIR/a.img", "--initrd DIR/a.img"),
+        ("--disk DIR/a.img,ro --com2 DIR/link", "--disk DIR/a.img"),
+        (
+            "--device nvme,file=DIR/link --com2 DIR/a.img",
+            "--device DIR/link",
+        ),
+    ] {
+        let error = parse_in(&dir, &format!("{K} {line}")).expect_err(line);
+        let input = input.replace("DIR", base);
+        let expected = format!("would empty the file of {input}; give another path");
+        assert!(error.to_string().ends_with(&expected), "{error}");
+        assert_eq!(error.status(), 35);
+    }
+    parse_in(&dir, &format!("{K} --disk DIR/a.img --com2 DIR/half.out")).unwrap();
+    parse_in(&dir, &format!("{K} --disk DIR/a.img --com2 /dev/null")).unwrap();
+}
+
 /// Root may do everything, so that this says something only for others.
 #[test]
 fn files_without_permission_are_refused() {

@@ -111,7 +111,11 @@ fn exchange(config: &CtlConfig) -> Result<Value, Problem> {
         return Err(Problem::TooLong);
     }
     let mut link = Link::open(&config.path, limit)?;
-    link.send(line.as_bytes())?;
+    match link.send(line.as_bytes()) {
+        // What berth said before it hung up is there to be read.
+        Err(Problem::Gone) if link.replies.is_none() => {}
+        sent => sent?,
+    }
     link.receive(&token)
 }
 
@@ -192,14 +196,22 @@ impl Link {
     fn receive(&mut self, token: &str) -> Result<Value, Problem> {
         let mut received = Vec::new();
         let mut chunk = vec![0; 64 << 10];
+        // A berth that has no place for this client says so without having read its token.
+        let mut refusal = None;
         loop {
-            let count = self.read(&mut chunk)?;
+            let count = match self.read(&mut chunk) {
+                Err(Problem::Gone) if self.replies.is_none() => {
+                    return Err(refusal.unwrap_or(Problem::Gone));
+                }
+                other => other?,
+            };
             received.extend_from_slice(&chunk[..count]);
             while let Some(end) = received.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = received.drain(..=end).collect();
                 if let Some(result) = own_reply(&line, token) {
                     return result;
                 }
+                refusal = refusal.or_else(|| refused(&line));
             }
             if received.len() > MAX_REPLY {
                 return Err(Problem::Endless);
@@ -288,9 +300,20 @@ fn own_reply(line: &[u8], token: &str) -> Option<Result<Value, Problem>> {
     if reply.get("ok")?.as_bool()? {
         return Some(Ok(reply.get_mut("result")?.take()));
     }
+    Some(Err(problem(&reply)))
+}
+
+/// What the line says if it is an error that answers nobody in particular.
+fn refused(line: &[u8]) -> Option<Problem> {
+    let reply: Value = serde_json::from_slice(line).ok()?;
+    let own = reply.get("token").is_none() && !reply.get("ok")?.as_bool()?;
+    own.then(|| problem(&reply))
+}
+
+fn problem(reply: &Value) -> Problem {
     let text = |key: &str| reply["error"][key].as_str().unwrap_or("unknown").to_owned();
-    Some(Err(Problem::Refused {
+    Problem::Refused {
         class: text("class"),
         message: text("message"),
-    }))
+    }
 }

@@ -39,7 +39,11 @@ pub(super) fn open(
         .map_err(failed)?;
     image_type(path, file.metadata().map_err(failed)?.file_type())?;
     lock(&file, path, read_only)?;
-    let mut image = Image { file, direct: None };
+    let mut image = Image {
+        file,
+        path: path.into(),
+        direct: None,
+    };
     let size = image.size().map_err(failed)?;
     check_size(path, size, block_size)?;
     if cache.is_direct() {

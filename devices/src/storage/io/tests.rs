@@ -1,4 +1,6 @@
+use std::fmt;
 use std::fs::File;
+use std::sync::{Arc, Mutex};
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -88,6 +90,51 @@ fn errors_end_a_request() {
     assert_eq!(
         after_part(Step::Read, i32::MIN),
         done(BackendError::Io(i32::MAX))
+    );
+}
+
+/// Collects the messages that are logged.
+#[derive(Default)]
+struct Messages(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Messages {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut |_: &tracing::field::Field, value: &dyn fmt::Debug| {
+            self.0.lock().unwrap().push(format!("{value:?}"));
+        });
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_full_host_is_told_with_the_image() {
+    let messages = Messages::default();
+    let logged = messages.0.clone();
+    tracing::subscriber::with_default(messages, || {
+        let data = ram().slice(0, 512).unwrap();
+        let mut io = begin(Step::Write, false, false, 512, &[data]);
+        let failed = Next::Done(Err(BackendError::NoSpace));
+        assert_eq!(io.advance(-libc::ENOSPC), failed);
+        io.advance(-libc::ECANCELED);
+    });
+    assert_eq!(
+        *logged.lock().unwrap(),
+        ["image 'test.img': Write at byte 4096 failed: No space left on device (os error 28)"]
     );
 }
 
