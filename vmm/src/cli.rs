@@ -237,7 +237,7 @@ struct RunArgs {
     usage = "[--timeout SECONDS] PATH COMMAND...",
     example = "\
 berth ctl /tmp/berth info qtree
-berth ctl /tmp/berth device_del nvme1 wait=10",
+berth ctl /tmp/berth info stats",
     error_code(0, "the command was done"),
     error_code(1, "it was refused, nobody listens at PATH, or no reply came in time"),
     error_code(35, "the command line is wrong")

@@ -242,7 +242,32 @@ impl Registry {
             })?;
         }
         self.reserved.clear();
+        self.warn_of_unseen();
         Ok(())
+    }
+
+    /// Warns of namespaces that the guest will not see, though nothing says that this is wanted.
+    fn warn_of_unseen(&self) {
+        for (id, object) in self.iter() {
+            let Object::Namespace {
+                namespace,
+                subsystem,
+            } = object
+            else {
+                continue;
+            };
+            if namespace.starts_detached() || !subsystem.attached_to(namespace.nsid()).is_empty() {
+                continue;
+            }
+            let subsystem = (subsystem.id(), subsystem.controllers().is_empty());
+            let why = match subsystem {
+                (name, true) => {
+                    format!("no controller is in its subsystem: add nvme,subsys={name}")
+                }
+                (_, false) => "the controller that it is private to does not exist".into(),
+            };
+            tracing::warn!("nvme-ns '{id}': the guest does not see it: {why}");
+        }
     }
 
     /// Adds a device and returns its id.

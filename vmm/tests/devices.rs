@@ -262,3 +262,46 @@ fn commands_end_the_run_and_clean_up() {
     assert_eq!((status, err.as_str()), (32, "berth: guest reset\n"));
     assert!(!fs::exists(guest.directory.path().join("socket")).unwrap());
 }
+
+#[test]
+fn namespaces_that_the_guest_does_not_see_are_told_of() {
+    if !kvm() {
+        return;
+    }
+    let alone = [
+        "--device",
+        "nvme-ns,id=n,memory=1M",
+        "--device",
+        "nvme,id=c",
+    ];
+    let typo = [
+        "--device",
+        "nvme,id=c",
+        "--device",
+        "nvme-ns,id=n,memory=1M,shared=off,ctrl=x",
+    ];
+    let wanted = [
+        "--device",
+        "nvme,id=c",
+        "--device",
+        "nvme-ns,id=n,memory=1M,detached",
+    ];
+    let cases: [(&[&str], &str); 3] = [
+        (
+            &alone,
+            "nvme-ns 'n': the guest does not see it: no controller is in its subsystem: add nvme,subsys=subsys0",
+        ),
+        (
+            &typo,
+            "nvme-ns 'n': the guest does not see it: the controller that it is private to does not exist",
+        ),
+        (&wanted, ""),
+    ];
+    for (devices, warning) in cases {
+        let machine = Machine::start(devices);
+        assert_eq!(machine.ctl(&["quit"]).0, Some(0));
+        let (_, _, err) = machine.child.finish();
+        assert!(err.contains(warning), "{devices:?}: {err}");
+        assert_eq!(err.contains("does not see"), !warning.is_empty(), "{err}");
+    }
+}

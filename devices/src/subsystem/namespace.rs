@@ -133,6 +133,11 @@ impl Namespace {
         self.shared
     }
 
+    /// Whether it attaches to no controller by itself, as asked for.
+    pub fn starts_detached(&self) -> bool {
+        self.reach == Reach::Detached
+    }
+
     /// Namespace UUID.
     pub fn uuid(&self) -> Uuid {
         self.uuid
