@@ -4,7 +4,7 @@
 //! last command on a namespace) is begun here and goes on when a file descriptor becomes readable;
 //! each such wait has a limit.
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::control::Event;
 use crate::control::command::{CommandError, ErrorClass};
 use crate::event_loop::{EventLoop, EventSet, Watch};
-use crate::registry::{Object, Registry};
+use crate::registry::{Leaving, Object, Registry};
 use crate::spec::DeviceSpec;
 
 /// How long commands in flight may take before a removal aborts or overtakes them.
@@ -75,6 +75,9 @@ pub struct Live {
     registry: RefCell<Registry>,
     hotplug: Arc<PciHotplug>,
     slots: Arc<SlotEvents>,
+    /// Slots whose controller was pulled and whose guest has not said `_EJ0` yet: what it says is
+    /// about that controller, not about a later one.
+    releasing: Cell<u32>,
     events: Rc<EventLoop>,
     announcements: RefCell<Vec<Event>>,
     announced: EventFd,
@@ -97,6 +100,7 @@ impl Live {
             registry: RefCell::new(registry),
             hotplug,
             slots,
+            releasing: Cell::new(0),
             events,
             announcements: RefCell::default(),
             announced,
@@ -150,7 +154,11 @@ impl Live {
     /// # Errors
     /// As for `--device`; nothing is left of the device then.
     pub fn add(&self, spec: &DeviceSpec) -> Result<Value, CommandError> {
-        let added = self.registry.borrow_mut().add(spec);
+        let added = {
+            let mut registry = self.registry.borrow_mut();
+            registry.set_releasing(self.still_releasing());
+            registry.add(spec)
+        };
         let id = added
             .map_err(|error| CommandError::new(error.class(), format!("device_add {error}")))?;
         let registry = self.registry();
@@ -187,10 +195,14 @@ impl Live {
     pub fn remove(&self, id: &str, surprise: bool) -> Result<Value, CommandError> {
         let refused =
             |class, why: String| CommandError::new(class, format!("device_del {id}: {why}"));
-        if self.registry().is_leaving(id) && !surprise {
-            return self.ask_again(id).ok_or_else(|| {
-                refused(ErrorClass::InUse, "its removal is under way already".into())
-            });
+        let leaving = self.registry().leaving(id);
+        match leaving {
+            Some(Leaving::Ending) => {
+                let why = "its removal is under way: wait for its device_deleted";
+                return Err(refused(ErrorClass::InUse, why.into()));
+            }
+            Some(Leaving::Asked) if !surprise => return Ok(self.ask_again(id)),
+            Some(Leaving::Asked) | None => {}
         }
         let found = self.registry().get(id).cloned();
         let state = match found {
@@ -224,7 +236,8 @@ impl Live {
                     let begun = self.pull(id, &controller, slot);
                     begun.map_err(|error| refused(ErrorClass::Failed, error.to_string()))?;
                 } else {
-                    self.registry.borrow_mut().set_leaving(id);
+                    let mut registry = self.registry.borrow_mut();
+                    registry.set_leaving(id, Leaving::Asked);
                     self.hotplug.ask_removal(slot);
                 }
                 "requested"
@@ -234,12 +247,21 @@ impl Live {
     }
 
     /// A second request for a controller: the first may have come before the guest could hear it.
-    fn ask_again(&self, id: &str) -> Option<Value> {
-        let slot = self.registry().slot(id)?;
-        if self.hotplug.removal_unread(slot) {
+    fn ask_again(&self, id: &str) -> Value {
+        if let Some(slot) = self.registry().slot(id)
+            && self.hotplug.removal_unread(slot)
+        {
             self.hotplug.ask_removal(slot);
         }
-        Some(json!({ "id": id, "state": "requested" }))
+        json!({ "id": id, "state": "requested" })
+    }
+
+    /// Slots that the guest has in hand. One whose request it never read is free: the next
+    /// controller's arrival takes the request back.
+    fn still_releasing(&self) -> u32 {
+        let unread = |slot: &u8| self.hotplug.removal_unread(*slot);
+        let unread: u32 = (1..32).filter(unread).map(|slot| 1 << slot).sum();
+        self.releasing.get() & !unread
     }
 
     /// Takes a namespace off its bus; it is gone when its last command is.
@@ -255,7 +277,7 @@ impl Live {
         {
             let mut registry = self.registry.borrow_mut();
             registry.take(id);
-            registry.set_leaving(id);
+            registry.set_leaving(id, Leaving::Ending);
         }
         subsystem.remove_namespace(namespace.nsid());
         let weak = Arc::downgrade(&namespace);
@@ -291,7 +313,7 @@ impl Live {
     fn pull(&self, id: &str, controller: &Arc<Controller>, slot: u8) -> io::Result<()> {
         let quiet = EventFd::new(EFD_NONBLOCK)?;
         let deadline = timer(DRAIN_LIMIT)?;
-        self.registry.borrow_mut().set_leaving(id);
+        self.registry.borrow_mut().set_leaving(id, Leaving::Ending);
         let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
         let finish = |watches: &Rc<RefCell<Vec<Watch>>>| {
             let (watches, id) = (Rc::clone(watches), id.to_owned());
@@ -302,6 +324,7 @@ impl Live {
                     .for_each(|watch| live.events.remove(watch));
                 live.unplug(&id, slot);
                 // The guest finds that nothing answers, and lets go.
+                live.releasing.set(live.releasing.get() | 1 << slot);
                 live.hotplug.ask_removal(slot);
             }
         };
@@ -323,6 +346,11 @@ impl Live {
         }
         // The guest may also let go of a controller by itself.
         for slot in slots_in(&self.slots.ejected) {
+            let pulled = self.releasing.get();
+            self.releasing.set(pulled & !(1 << slot));
+            if pulled >> slot & 1 != 0 {
+                continue;
+            }
             let id = self.registry().in_slot(slot);
             if let Some(id) = id {
                 self.unplug(&id, slot);

@@ -2,7 +2,7 @@
 //!
 //! Both `--device` and `device_add` end here. The registry belongs to the main thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use devices::interrupt::MsiAllocator;
 use devices::ioevent::IoEvents;
 use devices::nvme::{Controller, ControllerConfig, ControllerError, ControllerParts, IoThreads};
-use devices::pci::root::{PciError, PciRoot};
+use devices::pci::root::{PciError, PciRoot, bdf};
 use devices::ram::GuestRam;
 use devices::storage::{self, Backend, BackendConfig, BackendKind, OpenError};
 use devices::subsystem::{Namespace, NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError};
@@ -48,6 +48,9 @@ pub enum Problem {
     /// The device that has the id is being removed.
     #[error("id={0} is in use by a device that is being removed: wait for its device_deleted")]
     Leaving(String),
+    /// The guest has the slot's last controller still in hand.
+    #[error("addr: the guest is still letting go of {0}: try again, or choose another slot")]
+    Releasing(String),
     /// Hosts take two subsystems with one NQN for one.
     #[error("nqn={nqn}: subsystem '{id}' has this NQN: give another one, or use that subsystem")]
     DuplicateNqn {
@@ -161,6 +164,8 @@ impl DeviceError {
     pub fn class(&self) -> ErrorClass {
         match &self.problem {
             Problem::Duplicate(_)
+            | Problem::Leaving(_)
+            | Problem::Releasing(_)
             | Problem::Subsystem(
                 SubsystemError::NsidInUse { .. } | SubsystemError::CntlidInUse { .. },
             )
@@ -207,8 +212,19 @@ pub struct Registry {
     objects: Vec<(String, Object)>,
     /// Ids that the command line gives to devices still to come: not for automatic ones.
     reserved: BTreeSet<String>,
-    /// Ids of devices whose removal was begun; theirs until they are gone.
-    leaving: BTreeSet<String>,
+    /// Devices whose removal was begun, by their ids, which are theirs until they are gone.
+    leaving: BTreeMap<String, Leaving>,
+    /// Slots that the guest is still letting go of: not for new controllers.
+    releasing: u32,
+}
+
+/// How far a removal is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// The guest was asked to let go of a controller.
+    Asked,
+    /// A controller was pulled, or a namespace was taken off its bus.
+    Ending,
 }
 
 impl Registry {
@@ -218,7 +234,8 @@ impl Registry {
             parts,
             objects: Vec::new(),
             reserved: BTreeSet::new(),
-            leaving: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            releasing: 0,
         }
     }
 
@@ -321,19 +338,37 @@ impl Registry {
         Some(object)
     }
 
-    /// Whether the removal of this device was begun.
-    pub fn is_leaving(&self, id: &str) -> bool {
-        self.leaving.contains(id)
+    /// How far the removal of this device is, if it was begun.
+    pub fn leaving(&self, id: &str) -> Option<Leaving> {
+        self.leaving.get(id).copied()
     }
 
-    /// The removal of this device begins.
-    pub fn set_leaving(&mut self, id: &str) {
-        self.leaving.insert(id.to_owned());
+    /// The removal of this device begins or goes on.
+    pub fn set_leaving(&mut self, id: &str, state: Leaving) {
+        self.leaving.insert(id.to_owned(), state);
     }
 
     /// The device stays, or is gone; `false` if its removal was not begun.
     pub fn end_leaving(&mut self, id: &str) -> bool {
-        self.leaving.remove(id)
+        self.leaving.remove(id).is_some()
+    }
+
+    /// Slots, as a mask, that new controllers do not get.
+    pub fn set_releasing(&mut self, slots: u32) {
+        self.releasing = slots;
+    }
+
+    /// The slot for a new controller: the one asked for, or the first free one.
+    fn choose_slot(&self, asked: Option<u8>) -> Result<Option<u8>, Problem> {
+        let releasing = |slot: u8| self.releasing >> slot & 1 != 0;
+        match asked {
+            Some(slot) if releasing(slot) => Err(Problem::Releasing(bdf(slot))),
+            Some(slot) => Ok(Some(slot)),
+            // Where all are taken, the root says so.
+            None => {
+                Ok((1..32).find(|&slot| !releasing(slot) && self.parts.pci.device(slot).is_none()))
+            }
+        }
     }
 
     /// Slot of the controller with this id.
@@ -534,7 +569,8 @@ impl Registry {
             None => self.make_subsystem(false)?,
         };
         let controller = self.make_controller(&id, spec, &subsystem)?;
-        let slot = self.parts.pci.add(spec.addr, controller.clone())?;
+        let slot = self.choose_slot(spec.addr)?;
+        let slot = self.parts.pci.add(slot, controller.clone())?;
         if let Some(backend) = disk
             && let Err(problem) = self.add_own_disk(&id, &subsystem, backend)
         {
@@ -676,13 +712,13 @@ impl Registry {
     fn choose_id(&self, asked: Option<&str>, prefix: &str) -> Result<String, Problem> {
         match asked {
             Some(id) if self.get(id).is_some() => Err(Problem::Duplicate(id.into())),
-            Some(id) if self.is_leaving(id) => Err(Problem::Leaving(id.into())),
+            Some(id) if self.leaving.contains_key(id) => Err(Problem::Leaving(id.into())),
             Some(id) => Ok(id.into()),
             None => {
                 let free = |id: &String| {
                     self.get(id).is_none()
                         && !self.reserved.contains(id)
-                        && !self.leaving.contains(id)
+                        && !self.leaving.contains_key(id)
                 };
                 let mut ids = (0u32..).map(|number| format!("{prefix}{number}"));
                 // There are more numbers than objects, so one is free.
