@@ -1,6 +1,7 @@
 //! Tiny guests as ELF files with a PVH note, and berth runs of them.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -47,6 +48,7 @@ impl Guest {
         command.stdin(Stdio::null());
         command.stdout(Stdio::piped());
         command.stderr(Stdio::piped());
+        default_signals(&mut command);
         command
     }
 
@@ -56,6 +58,26 @@ impl Guest {
         let child = Killed(self.command(arguments).spawn().unwrap());
         child.finish()
     }
+}
+
+/// Undoes what the tests inherited: under nohup or in a shell's background some signals are ignored,
+/// which berth honours.
+fn default_signals(command: &mut Command) {
+    let reset = || {
+        for signal in [
+            libc::SIGHUP,
+            libc::SIGINT,
+            libc::SIGQUIT,
+            libc::SIGTERM,
+            libc::SIGPIPE,
+        ] {
+            // SAFETY: between fork and exec, setting a disposition is allowed.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure calls only async-signal-safe functions and allocates nothing.
+    unsafe { command.pre_exec(reset) };
 }
 
 /// A child that does not outlive its test.
