@@ -28,9 +28,6 @@ const LONG: Duration = Duration::from_secs(240);
 use Form::{BzImage, Elf};
 use Version::{V6_1, V6_12};
 
-/// Controllers removed beneath one run of fio.
-const UNPLUGS: u32 = 50;
-
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -153,10 +150,6 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "controller_comes_back",
         run: controller_comes_back,
-    },
-    Scenario {
-        name: "multipath_survives_unplug",
-        run: multipath_survives_unplug,
     },
     Scenario {
         name: "idle_guest",
@@ -449,72 +442,6 @@ fn controller_comes_back(kit: &Kit) -> Result<()> {
     }
     guest.succeed(SHORT)?;
     Ok(())
-}
-
-fn multipath_survives_unplug(kit: &Kit) -> Result<()> {
-    let guest = Guest::new(kit, "multipath_unplug")?.initrd(Some(kit.file("full.cpio")));
-    let image = guest.image("shared.img", 64 << 20)?;
-    let mut guest = guest
-        .device("nvme-subsys,id=sub")
-        .device("nvme,id=one,subsys=sub")
-        .device("nvme,id=two,subsys=sub")
-        .device(format!("nvme-ns,id=ns,bus=sub,file={}", image.display()))
-        .append(format!("berth.rounds={UNPLUGS}"))
-        .start()?;
-    let mut before = None;
-    for round in 1..=UNPLUGS {
-        guest.phase(&format!("remove{round}"), LONG)?;
-        before.get_or_insert(Held::read(&guest)?);
-        let id = if round % 2 == 0 { "one" } else { "two" };
-        unplug(&guest, id, round % 4 > 1)?;
-        guest.go()?;
-        guest.phase(&format!("add{round}"), LONG)?;
-        guest.control(&format!("device_add nvme,id={id},subsys=sub"))?;
-        guest.go()?;
-        if round % 10 == 0 {
-            println!("{round} of {UNPLUGS} removals");
-        }
-    }
-    guest.phase("end", LONG)?;
-    let after = Held::read(&guest)?;
-    println!("{UNPLUGS} removals: {before:?} -> {after:?}");
-    ensure!(before == Some(after), "something leaked");
-    guest.go()?;
-    let ended = guest.succeed(LONG)?;
-    let fio = ended.results.lines().find(|line| line.starts_with("fio:"));
-    println!("{}", fio.unwrap_or("fio said nothing"));
-    Ok(())
-}
-
-/// What could leak when a controller goes.
-#[derive(Debug, PartialEq, Eq)]
-struct Held {
-    descriptors: usize,
-    threads: usize,
-    ioeventfds: u64,
-    controllers: Vec<(String, u64)>,
-}
-
-impl Held {
-    fn read(guest: &Running) -> Result<Self> {
-        let count = |what: &str| -> Result<usize> {
-            Ok(std::fs::read_dir(format!("/proc/{}/{what}", guest.pid()))?.count())
-        };
-        let info = guest.control("info nvme")?;
-        let list = info["controllers"].as_array().cloned().unwrap_or_default();
-        let number = |value: &Value| value.as_u64().unwrap_or(u64::MAX);
-        let mut controllers: Vec<_> = list
-            .iter()
-            .map(|one| (one["id"].to_string(), number(&one["cntlid"])))
-            .collect();
-        controllers.sort();
-        Ok(Self {
-            descriptors: count("fd")?,
-            threads: count("task")?,
-            ioeventfds: list.iter().map(|one| number(&one["ioeventfds"])).sum(),
-            controllers,
-        })
-    }
 }
 
 /// Removes a controller and waits until it is gone.
