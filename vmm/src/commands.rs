@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::control::command::{CommandError, ErrorClass, Info};
 use crate::control::{Command, CommandSink};
 use crate::exit::{ExitReason, Outcome};
+use crate::interrupt::Interrupts;
 use crate::live::Live;
 use crate::qtree;
 use crate::registry::{Object, Registry};
@@ -23,6 +24,8 @@ pub struct Commands {
     pub acpi: Arc<AcpiRegisters>,
     /// The devices.
     pub live: Rc<Live>,
+    /// What they hold of KVM.
+    pub interrupts: Arc<Interrupts>,
     /// vCPUs of the machine.
     pub cpus: u8,
     /// Guest memory in bytes.
@@ -89,6 +92,7 @@ impl Commands {
             Info::Stats => Ok(json!({
                 "controllers": controllers(registry)?,
                 "iothreads": to_value(&registry.io_threads().info())?,
+                "kvm": to_value(&self.interrupts.held())?,
             })),
         }
     }

@@ -91,6 +91,7 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
         outcome: Arc::clone(&machine.outcome),
         acpi: Arc::clone(&machine.acpi),
         live,
+        interrupts: Arc::clone(&machine.interrupts),
         cpus: config.cpus,
         memory: config.memory,
         started: Instant::now(),

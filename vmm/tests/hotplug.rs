@@ -107,8 +107,8 @@ fn image(path: &Path) -> String {
     path.to_str().unwrap().into()
 }
 
-/// Descriptors and threads of berth, which could leak.
-fn held(machine: &mut Machine) -> (usize, usize) {
+/// Descriptors and threads of berth, and what it holds of KVM: what could leak.
+fn held(machine: &mut Machine) -> (usize, usize, String) {
     // Its answer says that the client was accepted, which takes a descriptor too.
     machine.ok("info status");
     let pid = machine.child.0.id();
@@ -117,7 +117,10 @@ fn held(machine: &mut Machine) -> (usize, usize) {
             .unwrap()
             .count()
     };
-    (count("fd"), count("task"))
+    let (descriptors, threads) = (count("fd"), count("task"));
+    let stats = machine.ok("info stats");
+    let at = stats.find("\"kvm\":").unwrap();
+    (descriptors, threads, stats[at..].into())
 }
 
 #[test]
