@@ -163,6 +163,12 @@ impl Namespace {
         self.blocks.load(Ordering::Relaxed)
     }
 
+    /// Size in bytes, whole blocks.
+    pub fn bytes(&self) -> u64 {
+        // It was a number of bytes before it was one of blocks.
+        self.blocks() << self.block_shift
+    }
+
     /// Takes the backend's size of now; says whether it changed.
     pub(super) fn take_size(&self) -> bool {
         self.backend.refresh_size();
