@@ -243,7 +243,7 @@ berth ctl /tmp/berth info stats",
     error_code(35, "the command line is wrong")
 )]
 struct CtlArgs {
-    /// limit for the reply, 1 to 3600 (10); a wait= of the command is added
+    /// limit for the reply, 1 to 3600 (10); what the command itself waits for is added
     #[argh(option, arg_name = "SECONDS")]
     timeout: Option<String>,
     #[argh(positional, greedy, hidden_help)]

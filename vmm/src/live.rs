@@ -5,6 +5,7 @@
 //! each such wait has a limit.
 
 use std::cell::{Cell, Ref, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -14,16 +15,19 @@ use std::time::Duration;
 use devices::legacy::pci_hotplug::{HotplugSink, PciHotplug};
 use devices::nvme::Controller;
 use devices::pci::root::bdf;
+use devices::storage::ResizeError;
 use devices::subsystem::{Namespace, Subsystem};
 use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::control::Event;
 use crate::control::command::{CommandError, ErrorClass};
+use crate::control::{Event, Ticket};
 use crate::event_loop::{EventLoop, EventSet, Watch};
+use crate::grammar::format_size;
 use crate::registry::{Leaving, Object, Registry};
 use crate::spec::DeviceSpec;
+use crate::waits::{Condition, Ended, Wait, Waits};
 
 /// How long commands in flight may take before a removal aborts or overtakes them.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -70,6 +74,18 @@ fn slots_in(mask: &AtomicU32) -> impl Iterator<Item = u8> + use<> {
     (0..32).filter(move |slot| mask >> slot & 1 != 0)
 }
 
+/// How many ids of deleted devices are remembered, for those who wait for them too late.
+const REMEMBERED: usize = 256;
+
+/// What control clients are to hear.
+#[derive(Debug)]
+pub enum Announcement {
+    /// All of them.
+    Event(Event),
+    /// One, whose command has waited.
+    Reply(Ticket, Result<Value, CommandError>),
+}
+
 /// The devices of a running machine.
 pub struct Live {
     registry: RefCell<Registry>,
@@ -79,8 +95,11 @@ pub struct Live {
     /// about that controller, not about a later one.
     releasing: Cell<u32>,
     events: Rc<EventLoop>,
-    announcements: RefCell<Vec<Event>>,
+    announcements: RefCell<Vec<Announcement>>,
     announced: EventFd,
+    waits: RefCell<Waits>,
+    /// Ids of the devices that were deleted last.
+    deleted: RefCell<VecDeque<String>>,
     me: Weak<Self>,
 }
 
@@ -104,6 +123,8 @@ impl Live {
             events,
             announcements: RefCell::default(),
             announced,
+            waits: RefCell::default(),
+            deleted: RefCell::default(),
             me: me.clone(),
         });
         live.on(&live.slots.event, |live| {
@@ -124,15 +145,88 @@ impl Live {
         &self.announced
     }
 
-    /// Events for all control clients since the last call.
-    pub fn take_announcements(&self) -> Vec<Event> {
+    /// What control clients are to hear since the last call, in order.
+    pub fn take_announcements(&self) -> Vec<Announcement> {
         let _ = self.announced.read();
         std::mem::take(&mut *self.announcements.borrow_mut())
     }
 
-    fn announce(&self, event: Event) {
-        self.announcements.borrow_mut().push(event);
+    /// Tells all clients, and answers those that waited for it.
+    pub fn announce(&self, event: Event) {
+        let ended = self.waits.borrow_mut().happened(&event);
+        self.say(Announcement::Event(event));
+        self.answer(ended);
+    }
+
+    /// Answers all who still wait: the run is over.
+    pub fn end_waits(&self) {
+        let ended = self.waits.borrow_mut().end();
+        self.answer(ended);
+    }
+
+    fn say(&self, announcement: Announcement) {
+        self.announcements.borrow_mut().push(announcement);
+        // It fails only at 2^64 - 1 unread writes.
         let _ = self.announced.write(1);
+    }
+
+    fn answer(&self, ended: impl IntoIterator<Item = Ended>) {
+        for (wait, result) in ended {
+            self.events.remove(wait.timer);
+            self.say(Announcement::Reply(wait.ticket, result));
+        }
+    }
+
+    /// Answers `command` when `condition` holds, or when `limit` is over.
+    ///
+    /// # Errors
+    /// Too many commands wait, or no file descriptor is left.
+    pub fn later(
+        &self,
+        command: String,
+        condition: Condition,
+        limit: Duration,
+    ) -> Result<Ticket, CommandError> {
+        let ticket = self.waits.borrow_mut().ticket(&command)?;
+        let over = timer(limit).and_then(|timer| {
+            self.on(&timer, move |live| {
+                let late = live.waits.borrow_mut().late(ticket);
+                live.answer(late);
+            })
+        });
+        let timer = over.map_err(|error| {
+            CommandError::new(ErrorClass::Failed, format!("{command}: {error}"))
+        })?;
+        self.waits.borrow_mut().add(Wait {
+            ticket,
+            command,
+            condition,
+            limit,
+            timer,
+        });
+        Ok(ticket)
+    }
+
+    /// What `wait` answers at once: `None` if it has to wait for `event` about `id`.
+    ///
+    /// # Errors
+    /// Its deletion is waited for, and there never was such a device.
+    pub fn already(&self, event: &str, id: Option<&str>) -> Result<Option<Value>, CommandError> {
+        let Some(id) = id else { return Ok(None) };
+        let registry = self.registry();
+        let there = registry.get(id).is_some();
+        let known = there || registry.leaving(id).is_some();
+        let happened = match event {
+            "device_added" => there,
+            "device_deleted" if known => false,
+            "device_deleted" if self.deleted.borrow().iter().any(|gone| gone == id) => true,
+            "device_deleted" => {
+                let why = format!("wait {event} {id}: no device has this id, or had it lately");
+                return Err(CommandError::new(ErrorClass::NotFound, why));
+            }
+            _ => false,
+        };
+        Ok(happened.then(|| json!({ "event": event, "id": id })))
     }
 
     /// Calls `handler` whenever `fd` is readable, for as long as the devices live.
@@ -373,7 +467,71 @@ impl Live {
             registry.take(id);
             registry.end_leaving(id);
         }
+        self.remember(id);
         self.announce(Event::new("device_deleted").with("id", id));
+    }
+
+    /// Has every subsystem look at its images' sizes again, and tells of those that changed.
+    pub fn refresh_sizes(&self) {
+        let changed = self.registry().refresh_sizes();
+        changed.iter().for_each(|namespace| self.resized(namespace));
+    }
+
+    fn resized(&self, namespace: &Namespace) {
+        let event = Event::new("ns_changed").with("id", namespace.id());
+        self.announce(event.with("size", namespace.bytes()));
+    }
+
+    /// Changes the size of a namespace and of its image. The guest and all clients are told.
+    ///
+    /// # Errors
+    /// The id is no namespace's, or the namespace cannot have this size.
+    pub fn resize(&self, id: &str, size: u64, shrink: bool) -> Result<Value, CommandError> {
+        let refused =
+            |class, why: String| CommandError::new(class, format!("ns_resize {id}: {why}"));
+        let (namespace, subsystem) = match self.registry().get(id) {
+            Some(Object::Namespace {
+                namespace,
+                subsystem,
+            }) => (Arc::clone(namespace), Arc::clone(subsystem)),
+            Some(_) => {
+                let why = "this is no namespace".into();
+                return Err(refused(ErrorClass::Argument, why));
+            }
+            None => {
+                let why = "no device has this id".into();
+                return Err(refused(ErrorClass::NotFound, why));
+            }
+        };
+        let now = namespace.bytes();
+        if size < now && !shrink {
+            let why = format!(
+                "{} is less than the {} that it has, and what is behind would be lost; \
+                 if that is wanted: ns_resize {id} {size} shrink",
+                format_size(size),
+                format_size(now)
+            );
+            return Err(refused(ErrorClass::Argument, why));
+        }
+        subsystem
+            .resize(namespace.nsid(), size)
+            .map_err(|error| match error {
+                ResizeError::Host(_) => refused(ErrorClass::Failed, error.to_string()),
+                _ => refused(ErrorClass::Argument, error.to_string()),
+            })?;
+        if namespace.bytes() != now {
+            self.resized(&namespace);
+        }
+        Ok(json!({ "id": id, "nsid": namespace.nsid(), "size": namespace.bytes() }))
+    }
+
+    fn remember(&self, id: &str) {
+        let mut deleted = self.deleted.borrow_mut();
+        deleted.retain(|gone| gone != id);
+        if deleted.len() == REMEMBERED {
+            deleted.pop_front();
+        }
+        deleted.push_back(id.to_owned());
     }
 
     /// Attaches a namespace to a controller, or detaches it.

@@ -314,12 +314,12 @@ impl Registry {
     }
 
     /// Has every subsystem look at its images' sizes again; controllers hear of what changed.
-    pub fn refresh_sizes(&self) {
-        for (_, object) in &self.objects {
-            if let Object::Subsystem(subsystem) = object {
-                subsystem.refresh_sizes();
-            }
-        }
+    pub fn refresh_sizes(&self) -> Vec<Arc<Namespace>> {
+        let refresh = |(_, object): (&str, &Object)| match object {
+            Object::Subsystem(subsystem) => subsystem.refresh_sizes(),
+            _ => Vec::new(),
+        };
+        self.iter().flat_map(refresh).collect()
     }
 
     /// The device with this id.

@@ -54,16 +54,31 @@ impl Machine {
         line
     }
 
-    /// The reply to a command; events that come before it are kept.
-    fn ask(&mut self, command: &str) -> String {
-        writeln!(self.client.get_mut(), "{command}").unwrap();
+    /// Sends a command whose reply comes later, see [`Self::reply`].
+    fn send(&mut self, token: &str, command: &str) {
+        writeln!(self.client.get_mut(), "@{token} {command}").unwrap();
+    }
+
+    /// The reply to a command with this token; what comes before it is kept.
+    fn reply(&mut self, token: &str) -> String {
+        let token = format!("{{\"token\":\"{token}\",");
+        let kept = |line: &String| line.starts_with(&token);
+        if let Some(at) = self.events.iter().position(kept) {
+            return self.events.remove(at);
+        }
         loop {
             let line = self.line();
-            if line.contains("\"ok\":") {
+            if line.starts_with(&token) {
                 return line;
             }
+            assert!(!line.is_empty(), "berth ended before its reply");
             self.events.push(line);
         }
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        self.send("ask", command);
+        self.reply("ask")
     }
 
     #[track_caller]
@@ -91,7 +106,7 @@ impl Machine {
             assert!(!line.is_empty(), "berth ended before {event} of {id}");
             self.events.push(line);
         }
-        self.events.clear();
+        self.events.retain(|line| !line.contains("\"event\":"));
     }
 
     fn quit(mut self) {
@@ -266,5 +281,107 @@ fn namespaces_are_attached_and_detached() {
         "Argument",
         "usage: ns_attach NAMESPACE CONTROLLER",
     );
+    machine.quit();
+}
+
+#[test]
+fn removals_can_be_waited_for() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme,id=c,memory=1M"]);
+    let gone = |id: &str| format!("\"id\":\"{id}\",\"state\":\"deleted\"");
+    machine.ok("device_add nvme-ns,id=n,bus=c,memory=1M");
+    assert!(machine.ok("device_del n wait=20").contains(&gone("n")));
+    // The guest sleeps: it does not let go.
+    machine.refused("device_del c wait=1", "Timeout", "not gone within 1 s");
+    assert!(machine.ok("info qtree").contains("nvme, id \\\"c\\\""));
+    // Both who wait hear of it, the second one's pull being what ends it.
+    machine.send("first", "device_del c wait=20");
+    assert!(
+        machine
+            .ok("device_del c surprise wait=20")
+            .contains(&gone("c"))
+    );
+    assert!(machine.reply("first").contains(&gone("c")));
+    // What is gone at once is answered at once.
+    machine.ok("device_add nvme-subsys,id=s");
+    assert!(machine.ok("device_del s wait=1").contains(&gone("s")));
+    machine.refused("device_del s wait=1", "NotFound", "no device has this id");
+    machine.quit();
+}
+
+#[test]
+fn events_can_be_waited_for() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    machine.refused(
+        "wait device_deleted n",
+        "NotFound",
+        "no device has this id, or had it lately",
+    );
+    machine.send("w", "wait device_added n");
+    machine.ok("device_add nvme-ns,id=n,bus=s,memory=1M");
+    let reply = machine.reply("w");
+    assert!(reply.contains("\"driver\":\"nvme-ns\""), "{reply}");
+    // It is there already.
+    machine.ok("wait device_added n");
+    machine.refused(
+        "wait device_deleted n timeout=1",
+        "Timeout",
+        "wait device_deleted n timeout=1: it did not happen within 1 s",
+    );
+    machine.ok("device_del n");
+    machine.ok("wait device_deleted n");
+    // Too late to see it happen.
+    machine.ok("wait device_deleted n");
+    machine.send("w", "wait ns_changed");
+    machine.send("q", "quit");
+    let last = machine.reply("w");
+    assert!(last.contains("the run ended first"), "{last}");
+    let (status, _, err) = machine.child.finish();
+    assert_eq!(status, 0, "{err}");
+}
+
+#[test]
+fn namespaces_are_resized() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme,id=c"]);
+    let path = machine.guest.directory.path().join("disk");
+    let file = image(&path);
+    machine.ok(&format!("device_add nvme-ns,id=f,bus=c,file={file}"));
+    machine.ok("device_add nvme-ns,id=r,bus=c,memory=1M,ro");
+    let reply = machine.ok("ns_resize f 4M");
+    assert!(reply.contains("\"size\":4194304"), "{reply}");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 << 20);
+    machine.wait("ns_changed", "f");
+    assert!(machine.ok("info qtree json").contains("\"size\":4194304"));
+    machine.refused(
+        "ns_resize f 2M",
+        "Argument",
+        "2M is less than the 4M that it has",
+    );
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 << 20);
+    machine.ok("ns_resize f 2M shrink");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 2 << 20);
+    machine.refused("ns_resize f 2097153", "Argument", "block size 512");
+    machine.refused("ns_resize r 2M", "Argument", "it is read-only");
+    machine.refused("ns_resize c 2M", "Argument", "this is no namespace");
+    machine.refused("ns_resize x 2M", "NotFound", "no device has this id");
+    machine.refused("ns_resize f", "Argument", "usage: ns_resize NAMESPACE SIZE");
+    // Somebody else changes the image.
+    machine.events.clear();
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(8 << 20)
+        .unwrap();
+    machine.ok("info subsys");
+    machine.wait("ns_changed", "f");
     machine.quit();
 }
