@@ -52,6 +52,9 @@ impl CommandSink for Commands {
                 Value::Null
             }
             Command::DeviceAdd(spec) => self.live.add(&spec)?,
+            Command::DriveAdd(parsed) => self.live.add_drive(parsed)?,
+            Command::DriveDel { id } => self.live.remove_drive(&id)?,
+            Command::ObjectDel { id } => self.live.remove_object(&id)?,
             Command::DeviceDel { id, surprise, wait } => {
                 return self.device_del(&id, surprise, wait);
             }

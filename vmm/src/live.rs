@@ -26,7 +26,7 @@ use crate::control::{Event, Ticket};
 use crate::event_loop::{EventLoop, EventSet, Watch};
 use crate::grammar::format_size;
 use crate::registry::{Leaving, Object, Registry};
-use crate::spec::DeviceSpec;
+use crate::spec::{DeviceSpec, DriveSpec, Parsed};
 use crate::waits::{Condition, Ended, Wait, Waits};
 
 /// How long commands in flight may take before a removal aborts or overtakes them.
@@ -247,7 +247,8 @@ impl Live {
     ///
     /// # Errors
     /// As for `--device`; nothing is left of the device then.
-    pub fn add(&self, spec: &DeviceSpec) -> Result<Value, CommandError> {
+    pub fn add(&self, device: &Parsed<DeviceSpec>) -> Result<Value, CommandError> {
+        let spec = &device.spec;
         let added = {
             let mut registry = self.registry.borrow_mut();
             registry.set_releasing(self.still_releasing());
@@ -274,12 +275,57 @@ impl Live {
             }
             _ => {}
         }
+        warn(&mut reply, &device.ignored);
         self.announce(
             Event::new("device_added")
                 .with("id", id)
                 .with("driver", spec.driver()),
         );
         Ok(reply)
+    }
+
+    /// Makes an image known by an id.
+    ///
+    /// # Errors
+    /// The id is taken.
+    pub fn add_drive(&self, drive: Parsed<DriveSpec>) -> Result<Value, CommandError> {
+        let Parsed { spec, ignored } = drive;
+        let id = spec.id.clone();
+        let mut registry = self.registry.borrow_mut();
+        if registry.drives().contains_key(&id) {
+            let why = format!("drive_add id={id}: is in use by another drive: choose another id");
+            return Err(CommandError::new(ErrorClass::Exists, why));
+        }
+        let mut reply = json!({ "id": id });
+        warn(&mut reply, &ignored);
+        registry.drives().insert(id, spec);
+        Ok(reply)
+    }
+
+    /// Forgets the id of an image.
+    ///
+    /// # Errors
+    /// There is no such drive.
+    pub fn remove_drive(&self, id: &str) -> Result<Value, CommandError> {
+        match self.registry.borrow_mut().drives().remove(id) {
+            Some(_) => Ok(json!({ "id": id })),
+            None => {
+                let why = format!("drive_del {id}: no drive has this id");
+                Err(CommandError::new(ErrorClass::NotFound, why))
+            }
+        }
+    }
+
+    /// As [`Live::remove`], for what QEMU's users know as objects.
+    ///
+    /// # Errors
+    /// It is a controller, or as there.
+    pub fn remove_object(&self, id: &str) -> Result<Value, CommandError> {
+        if let Some(Object::Controller { .. }) = self.registry().get(id) {
+            let why = format!("object_del {id}: a controller is a PCI device; use device_del");
+            return Err(CommandError::new(ErrorClass::Argument, why));
+        }
+        self.remove(id, false)
     }
 
     /// Removes a device, or begins to. The event `device_deleted` says when it is gone.
@@ -580,6 +626,13 @@ impl Live {
                 .with("controller", controller),
         );
         Ok(json!({ "id": namespace, "nsid": nsid, "attached": attached_to }))
+    }
+}
+
+/// Adds to a reply what of the command was left out.
+fn warn(reply: &mut Value, ignored: &[String]) {
+    if !ignored.is_empty() {
+        reply["warnings"] = ignored.into();
     }
 }
 

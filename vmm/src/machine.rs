@@ -316,7 +316,8 @@ fn registry(
         io_threads,
         events,
     });
-    registry.add_all(&config.disks, &config.devices)?;
+    registry.drives().clone_from(&config.drives);
+    registry.add_all(&config.disks, &config.objects, &config.devices)?;
     Ok(registry)
 }
 

@@ -21,7 +21,7 @@ use crate::event_loop::{EventLoop, EventSet, Watch};
 use crate::exit::USAGE;
 use crate::spec::{
     BackendSpec, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES, DeviceSpec,
-    DiskSpec, NamespaceSpec, SubsystemSpec, default_nqn,
+    DiskSpec, Drives, NamespaceSpec, SubsystemSpec, default_nqn,
 };
 
 /// Model number of controllers that are given none.
@@ -216,6 +216,8 @@ pub struct Registry {
     leaving: BTreeMap<String, Leaving>,
     /// Slots that the guest is still letting go of: not for new controllers.
     releasing: u32,
+    /// What `drive=` of a device may name.
+    drives: Drives,
 }
 
 /// How far a removal is.
@@ -236,31 +238,75 @@ impl Registry {
             reserved: BTreeSet::new(),
             leaving: BTreeMap::new(),
             releasing: 0,
+            drives: Drives::new(),
         }
     }
 
-    /// Adds what the command line asks for: first the disks, then the devices in their order.
+    /// The drives that devices to come may name.
+    pub fn drives(&mut self) -> &mut Drives {
+        &mut self.drives
+    }
+
+    /// Adds what the command line asks for. Its order does not matter: subsystems come first, then
+    /// controllers, then namespaces.
     ///
     /// # Errors
     /// The first device that cannot be added.
     pub fn add_all(
         &mut self,
         disks: &[NamespaceSpec],
+        objects: &[DeviceSpec],
         devices: &[DeviceSpec],
     ) -> Result<(), DeviceError> {
         let disk_ids = disks.iter().filter_map(|disk| disk.id.as_deref());
-        let ids = disk_ids.chain(devices.iter().filter_map(DeviceSpec::id));
+        let others = objects.iter().chain(devices);
+        let ids = disk_ids.chain(others.filter_map(DeviceSpec::id));
         self.reserved = ids.map(str::to_owned).collect();
         self.add_disks(disks)?;
-        for device in devices {
-            self.add(device).map_err(|error| DeviceError {
-                device: format!("--device {}", error.device),
-                ..error
-            })?;
-        }
+        let objects = objects.iter().map(|spec| ("--object", spec));
+        let given: Vec<_> = objects
+            .chain(devices.iter().map(|spec| ("--device", spec)))
+            .collect();
+        self.add_in_order(&given)?;
         self.reserved.clear();
         self.warn_of_unseen();
         Ok(())
+    }
+
+    fn add_in_order(&mut self, given: &[(&str, &DeviceSpec)]) -> Result<(), DeviceError> {
+        // What each has been given as an id, in the places of the command line.
+        let mut ids: Vec<Option<String>> = vec![None; given.len()];
+        let default = self.last_controller();
+        for turn in 0..3 {
+            for (at, (option, spec)) in given.iter().enumerate() {
+                let mut spec = (*spec).clone();
+                let its_turn = match &mut spec {
+                    DeviceSpec::Subsystem(_) => 0,
+                    DeviceSpec::Controller(_) => 1,
+                    DeviceSpec::Namespace(namespace) => {
+                        if namespace.bus.is_none() {
+                            namespace.bus = nearest_controller(given, &ids, at, default.as_deref());
+                        }
+                        2
+                    }
+                };
+                if its_turn != turn {
+                    continue;
+                }
+                let added = self.add(&spec).map_err(|error| DeviceError {
+                    device: format!("{option} {}", error.device),
+                    ..error
+                })?;
+                ids[at] = Some(added);
+            }
+        }
+        Ok(())
+    }
+
+    fn last_controller(&self) -> Option<String> {
+        let is_one = |(_, object): &&(String, Object)| matches!(object, Object::Controller { .. });
+        let last = self.objects.iter().rev().find(is_one)?;
+        Some(last.0.clone())
     }
 
     /// Warns of namespaces that the guest will not see, though nothing says that this is wanted.
@@ -464,7 +510,7 @@ impl Registry {
         let id = self.choose_id(spec.id.as_deref(), "ns")?;
         let place = self.place_for(spec)?;
         let ctrl = self.controller_for(spec, &place)?;
-        let backend = open(&spec.disk)?;
+        let backend = self.open(&spec.disk)?;
         let config = NamespaceConfig {
             id: id.clone(),
             nsid: spec.nsid,
@@ -491,34 +537,21 @@ impl Registry {
 
     /// The subsystem of a namespace: that of `bus`, of the controller defined last, or a new one.
     fn place_for(&self, spec: &NamespaceSpec) -> Result<Place, Problem> {
-        let (controller, object) = match &spec.bus {
-            Some(bus) => (bus, self.named("bus", bus)?),
-            None => {
-                let last =
-                    |(_, object): &&(String, Object)| matches!(object, Object::Controller { .. });
-                match self.objects.iter().rev().find(last) {
-                    Some((id, object)) => (id, object),
-                    None => {
-                        return Ok(Place {
-                            // Controllers may come, and nothing says that it is only one.
-                            subsystem: self.make_subsystem(true)?,
-                            controller: None,
-                            made: true,
-                        });
-                    }
-                }
-            }
+        let Some(bus) = spec.bus.clone().or_else(|| self.last_controller()) else {
+            return Ok(Place {
+                // Controllers may come, and nothing says that it is only one.
+                subsystem: self.make_subsystem(true)?,
+                controller: None,
+                made: true,
+            });
         };
+        let object = self.named("bus", &bus)?;
         let (subsystem, controller) = match object {
             Object::Subsystem(subsystem) => (subsystem, None),
-            Object::Controller { subsystem, .. } => (subsystem, Some(controller.clone())),
+            Object::Controller { subsystem, .. } => (subsystem, Some(bus)),
             Object::Namespace { .. } => {
-                return Err(wrong_kind(
-                    "bus",
-                    controller,
-                    object,
-                    "a subsystem or a controller",
-                ));
+                let needed = "a subsystem or a controller";
+                return Err(wrong_kind("bus", &bus, object, needed));
             }
         };
         Ok(Place {
@@ -559,7 +592,7 @@ impl Registry {
     fn add_controller(&mut self, spec: &ControllerSpec) -> Result<String, Problem> {
         let id = self.choose_id(spec.id.as_deref(), "nvme")?;
         // First what is most likely to fail, so that nothing has to be undone.
-        let disk = spec.disk.as_ref().map(open).transpose()?;
+        let disk = spec.disk.as_ref().map(|disk| self.open(disk)).transpose()?;
         let subsystem = match &spec.subsys {
             Some(name) => match self.named("subsys", name)? {
                 Object::Subsystem(subsystem) => Arc::clone(subsystem),
@@ -727,9 +760,34 @@ impl Registry {
         }
     }
 
+    fn open(&self, disk: &DiskSpec) -> Result<Arc<dyn Backend>, OpenError> {
+        let mut disk = disk.clone();
+        disk.resolve(&self.drives);
+        open(&disk)
+    }
+
     fn insert(&mut self, id: &str, object: Object) {
         self.objects.push((id.into(), object));
     }
+}
+
+/// The controller whose subsystem a namespace without `bus` goes to: the last one before it on the
+/// command line, the default one, or the first one behind it.
+fn nearest_controller(
+    given: &[(&str, &DeviceSpec)],
+    ids: &[Option<String>],
+    at: usize,
+    default: Option<&str>,
+) -> Option<String> {
+    let controller = |index: &usize| matches!(given[*index].1, DeviceSpec::Controller(_));
+    let before = (0..at).rev().find(controller);
+    let behind = (at..given.len()).find(controller);
+    let id = |index: usize| ids[index].as_deref();
+    before
+        .and_then(id)
+        .or(default)
+        .or_else(|| behind.and_then(id))
+        .map(str::to_owned)
 }
 
 fn wrong_kind(key: &'static str, id: &str, found: &Object, needed: &'static str) -> Problem {
@@ -758,6 +816,10 @@ fn open(disk: &DiskSpec) -> Result<Arc<dyn Backend>, OpenError> {
         BackendSpec::File { path, cache } => BackendKind::File {
             path: path.clone(),
             cache: *cache,
+        },
+        BackendSpec::Drive { drive, cache } => BackendKind::File {
+            path: drive.into(),
+            cache: cache.unwrap_or_default(),
         },
         BackendSpec::Memory(size) => BackendKind::Memory { size: *size },
         BackendSpec::Null(size) => BackendKind::Null { size: *size },

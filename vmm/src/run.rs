@@ -22,6 +22,9 @@ use crate::terminal::{self, RawMode};
 /// Runs a machine and returns the exit status; the reason goes to standard error.
 pub fn run(config: &RunConfig) -> u8 {
     start_logging(config.verbosity);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     match run_machine(config) {
         Ok(reason) => {
             stderr::say(format_args!("berth: {reason}"));

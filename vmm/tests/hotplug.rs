@@ -385,3 +385,52 @@ fn namespaces_are_resized() {
     machine.wait("ns_changed", "f");
     machine.quit();
 }
+
+/// QEMU's way: a drive, then a device that names it, and the form of its proposed objects.
+#[test]
+fn qemus_commands_mean_the_same() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&[]);
+    let file = image(&machine.guest.directory.path().join("disk"));
+    machine.ok("object_add nvme-subsys,id=s");
+    let added = machine.ok("device_add nvme,id=c,subsys=s,bus=pcie.0,serial=x");
+    assert!(
+        added.contains("\"warnings\":[\"bus=pcie.0 is ignored: "),
+        "{added}"
+    );
+    machine.refused(
+        "device_add nvme-ns,bus=s,drive=d",
+        "Failed",
+        "does not exist",
+    );
+    let add = format!("drive_add 0 if=none,id=d,format=raw,file={file},aio=native");
+    let added = machine.ok(&add);
+    assert!(added.contains("aio=native is ignored"), "{added}");
+    machine.refused(&add, "Exists", "id=d: is in use by another drive");
+    machine.ok("device_add nvme-ns,id=n,bus=c,drive=d");
+    assert!(machine.ok("info qtree").contains(&format!("file={file}")));
+    machine.refused(
+        "object_add nvme-ns,id=m,subsys=s,blkdev=d",
+        "Failed",
+        "in use",
+    );
+    machine.ok("drive_del d");
+    machine.refused("drive_del d", "NotFound", "no drive has this id");
+    machine.ok("object_add nvme-ns,id=m,subsys=s,memory=1M");
+    machine.refused("object_del c", "Argument", "use device_del");
+    machine.refused(
+        "object_del s",
+        "InUse",
+        "nvme 'c', nvme-ns 'n', nvme-ns 'm'",
+    );
+    for id in ["n", "m"] {
+        machine.ok(&format!("object_del {id}"));
+        machine.wait("device_deleted", id);
+    }
+    machine.ok("device_del c surprise wait=20");
+    machine.ok("object_del s");
+    machine.refused("object_del s", "NotFound", "no device has this id");
+    machine.quit();
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::grammar::{Problem, SpecError, check_id, did_you_mean, parse_number, parse_size};
-use crate::spec::DeviceSpec;
+use crate::spec::{DeviceSpec, DriveSpec, Form, Parsed};
 
 /// Longest `wait=` and `timeout=` in seconds.
 const MAX_WAIT_SECONDS: u64 = 3600;
@@ -36,8 +36,20 @@ pub enum Command {
     SystemReset,
     /// Ends berth.
     Quit,
-    /// Adds a device.
-    DeviceAdd(DeviceSpec),
+    /// Adds a device, by `device_add` or `object_add`.
+    DeviceAdd(Parsed<DeviceSpec>),
+    /// Makes an image known by an id, for `drive=`.
+    DriveAdd(Parsed<DriveSpec>),
+    /// Forgets such an id; who uses the image keeps it.
+    DriveDel {
+        /// The id.
+        id: String,
+    },
+    /// Removes a subsystem or a namespace, as QEMU removes objects.
+    ObjectDel {
+        /// Its id.
+        id: String,
+    },
     /// Removes a device.
     DeviceDel {
         /// Its id.
@@ -165,7 +177,7 @@ pub enum Line {
 }
 
 /// Names, arguments and one line of explanation.
-const COMMANDS: [(&str, &str, &str); 11] = [
+const COMMANDS: [(&str, &str, &str); 15] = [
     (
         "device_add",
         "DRIVER,key=value,...",
@@ -176,6 +188,16 @@ const COMMANDS: [(&str, &str, &str); 11] = [
         "ID [surprise] [wait=SECONDS]",
         "remove a device: the event device_deleted says when it is gone, and with wait= the reply; \
          surprise pulls a controller without asking the guest",
+    ),
+    (
+        "drive_add",
+        "[SLOT] file=PATH,if=none,id=ID,key=value,...",
+        "make an image known by an id, for drive= of a device; SLOT is QEMU's and means nothing",
+    ),
+    (
+        "drive_del",
+        "ID",
+        "forget the id of an image; a namespace that uses the image keeps it",
     ),
     ("help", "[COMMAND]", "list the commands, or explain one"),
     (
@@ -197,6 +219,16 @@ const COMMANDS: [(&str, &str, &str); 11] = [
         "ns_resize",
         "NAMESPACE SIZE [shrink]",
         "change the size of a namespace and its image; the guest is told",
+    ),
+    (
+        "object_add",
+        "TYPE,key=value,...",
+        "add a subsystem or a namespace; means the same as device_add",
+    ),
+    (
+        "object_del",
+        "ID",
+        "remove a subsystem or a namespace; means the same as device_del",
     ),
     ("quit", "", "end berth at once, without telling the guest"),
     ("system_powerdown", "", "press the power button"),
@@ -223,9 +255,17 @@ pub fn parse(line: &str) -> Result<Line, CommandError> {
         "system_powerdown" => no_arguments(name, rest, Command::SystemPowerdown)?,
         "system_reset" => no_arguments(name, rest, Command::SystemReset)?,
         "quit" => no_arguments(name, rest, Command::Quit)?,
-        "device_add" if rest.is_empty() => return Err(usage(name)),
+        "device_add" | "object_add" | "drive_add" if rest.is_empty() => return Err(usage(name)),
         // Not split at blanks: a path may contain them.
-        "device_add" => Command::DeviceAdd(rest.parse().map_err(|error| refused(name, &error))?),
+        "device_add" => Command::DeviceAdd(parse_device(name, rest, Form::Device)?),
+        "object_add" => Command::DeviceAdd(parse_device(name, rest, Form::Object)?),
+        "drive_add" => Command::DriveAdd(parse_drive(name, rest)?),
+        "drive_del" => Command::DriveDel {
+            id: one_id(name, rest)?,
+        },
+        "object_del" => Command::ObjectDel {
+            id: one_id(name, rest)?,
+        },
         "device_del" => parse_device_del(rest)?,
         "ns_resize" => parse_ns_resize(rest)?,
         "wait" => parse_wait(rest)?,
@@ -246,6 +286,26 @@ pub fn parse(line: &str) -> Result<Line, CommandError> {
         _ => return Err(unknown(name)),
     };
     Ok(Line::Command(command))
+}
+
+fn parse_device(name: &str, rest: &str, form: Form) -> Result<Parsed<DeviceSpec>, CommandError> {
+    DeviceSpec::parse(rest, form).map_err(|error| refused(name, &error))
+}
+
+/// QEMU's users put a number, or anything else, in front, where it once had a PCI slot.
+fn parse_drive(name: &str, rest: &str) -> Result<Parsed<DriveSpec>, CommandError> {
+    let options = match rest.split_once(char::is_whitespace) {
+        Some((slot, options)) if !slot.contains(['=', ',']) => options.trim_start(),
+        _ => rest,
+    };
+    DriveSpec::parse(options).map_err(|error| refused(name, &error))
+}
+
+fn one_id(name: &str, rest: &str) -> Result<String, CommandError> {
+    if rest.is_empty() || rest.contains(char::is_whitespace) {
+        return Err(usage(name));
+    }
+    parse_id(name, rest)
 }
 
 fn refused(name: &str, error: &SpecError) -> CommandError {
@@ -436,7 +496,8 @@ mod tests {
     #[test]
     fn device_add_has_the_grammar_of_the_command_line() {
         let argument = "nvme-ns,file=/tmp/my disk.img,nsid=3";
-        let expected = Command::DeviceAdd(argument.parse().unwrap());
+        let parsed = DeviceSpec::parse(argument, Form::Device).unwrap();
+        let expected = Command::DeviceAdd(parsed);
         assert_eq!(command(&format!("device_add  {argument}")), expected);
         let (class, message) = refusal("device_add nvme,serail=1");
         assert_eq!(class, ErrorClass::Argument);
@@ -444,6 +505,46 @@ mod tests {
         let (class, message) = refusal("device_add nvme-ns,memory=1M,zoned=on");
         assert_eq!(class, ErrorClass::Unsupported);
         assert!(message.ends_with("zoned: not supported by berth"));
+    }
+
+    #[test]
+    fn qemus_objects_and_drives_are_commands() {
+        let parsed = DeviceSpec::parse("nvme-ns,bus=s,memory=1M", Form::Device).unwrap();
+        let object = command("object_add nvme-ns,subsys=s,memory=1M");
+        assert_eq!(object, Command::DeviceAdd(parsed));
+        let drive = "if=none,id=d,file=/tmp/my disk.img";
+        let expected = Command::DriveAdd(DriveSpec::parse(drive).unwrap());
+        for slot in ["", "0 ", "pci.0:0 ", "dummy "] {
+            assert_eq!(command(&format!("drive_add {slot}{drive}")), expected);
+        }
+        let id = || "d".to_owned();
+        assert_eq!(command("drive_del d"), Command::DriveDel { id: id() });
+        assert_eq!(command("object_del d"), Command::ObjectDel { id: id() });
+        for (line, start) in [
+            (
+                "object_add",
+                "object_add: wrong arguments; usage: object_add TYPE,",
+            ),
+            (
+                "object_add nvme,id=c",
+                "object_add nvme,id=c: a controller is a PCI device",
+            ),
+            ("drive_add 0", "drive_add 0: "),
+            ("drive_add 0 id=d", "drive_add id=d: file is missing"),
+            (
+                "drive_del",
+                "drive_del: wrong arguments; usage: drive_del ID",
+            ),
+            (
+                "object_del a b",
+                "object_del: wrong arguments; usage: object_del ID",
+            ),
+            ("object_del 1", "object_del 1: an id is a letter"),
+        ] {
+            let (class, message) = refusal(line);
+            assert_eq!(class, ErrorClass::Argument);
+            assert!(message.starts_with(start), "{message}");
+        }
     }
 
     #[test]
