@@ -4,87 +4,36 @@
 //! last command on a namespace) is begun here and goes on when a file descriptor becomes readable;
 //! each such wait has a limit.
 
+mod announcements;
+mod removal;
+mod slots;
+#[cfg(test)]
+mod tests;
+
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use devices::legacy::pci_hotplug::{HotplugSink, PciHotplug};
-use devices::nvme::Controller;
+use devices::legacy::pci_hotplug::PciHotplug;
 use devices::pci::root::bdf;
 use devices::storage::ResizeError;
-use devices::subsystem::{Namespace, Subsystem};
+use devices::subsystem::Namespace;
 use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
+pub use self::announcements::Announcement;
+pub use self::slots::SlotEvents;
+use crate::control::Event;
 use crate::control::command::{CommandError, ErrorClass};
-use crate::control::{Event, Ticket};
 use crate::event_loop::{EventLoop, EventSet, Watch};
 use crate::grammar::format_size;
-use crate::registry::{Leaving, Object, Registry};
+use crate::registry::{Object, Registry};
 use crate::spec::{DeviceSpec, DriveSpec, Parsed};
-use crate::waits::{Condition, Ended, Wait, Waits};
-
-/// How long commands in flight may take before a removal aborts or overtakes them.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-
-/// What the guest did with slots: masks, as it may do so as often as it likes.
-pub struct SlotEvents {
-    ejected: AtomicU32,
-    refused: AtomicU32,
-    event: EventFd,
-}
-
-impl SlotEvents {
-    /// Nothing yet.
-    ///
-    /// # Errors
-    /// No file descriptor left.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            ejected: AtomicU32::new(0),
-            refused: AtomicU32::new(0),
-            event: EventFd::new(EFD_NONBLOCK)?,
-        })
-    }
-
-    fn note(&self, mask: &AtomicU32, slot: u8) {
-        mask.fetch_or(1u32.checked_shl(slot.into()).unwrap_or(0), Ordering::AcqRel);
-        // It fails only at 2^64 - 1 unread writes.
-        let _ = self.event.write(1);
-    }
-}
-
-impl HotplugSink for SlotEvents {
-    fn ejected(&self, slot: u8) {
-        self.note(&self.ejected, slot);
-    }
-
-    fn refused(&self, slot: u8, _status: u32) {
-        self.note(&self.refused, slot);
-    }
-}
-
-fn slots_in(mask: &AtomicU32) -> impl Iterator<Item = u8> + use<> {
-    let mask = mask.swap(0, Ordering::AcqRel);
-    (0..32).filter(move |slot| mask >> slot & 1 != 0)
-}
-
-/// How many ids of deleted devices are remembered, for those who wait for them too late.
-const REMEMBERED: usize = 256;
-
-/// What control clients are to hear.
-#[derive(Debug)]
-pub enum Announcement {
-    /// All of them.
-    Event(Event),
-    /// One, whose command has waited.
-    Reply(Ticket, Result<Value, CommandError>),
-}
+use crate::waits::Waits;
 
 /// The devices of a running machine.
 pub struct Live {
@@ -138,95 +87,6 @@ impl Live {
     /// The devices as they are.
     pub fn registry(&self) -> Ref<'_, Registry> {
         self.registry.borrow()
-    }
-
-    /// Readable while [`Live::take_announcements`] has something.
-    pub fn announced(&self) -> &EventFd {
-        &self.announced
-    }
-
-    /// What control clients are to hear since the last call, in order.
-    pub fn take_announcements(&self) -> Vec<Announcement> {
-        let _ = self.announced.read();
-        std::mem::take(&mut *self.announcements.borrow_mut())
-    }
-
-    /// Tells all clients, and answers those that waited for it.
-    pub fn announce(&self, event: Event) {
-        let ended = self.waits.borrow_mut().happened(&event);
-        self.say(Announcement::Event(event));
-        self.answer(ended);
-    }
-
-    /// Answers all who still wait: the run is over.
-    pub fn end_waits(&self) {
-        let ended = self.waits.borrow_mut().end();
-        self.answer(ended);
-    }
-
-    fn say(&self, announcement: Announcement) {
-        self.announcements.borrow_mut().push(announcement);
-        // It fails only at 2^64 - 1 unread writes.
-        let _ = self.announced.write(1);
-    }
-
-    fn answer(&self, ended: impl IntoIterator<Item = Ended>) {
-        for (wait, result) in ended {
-            self.events.remove(wait.timer);
-            self.say(Announcement::Reply(wait.ticket, result));
-        }
-    }
-
-    /// Answers `command` when `condition` holds, or when `limit` is over.
-    ///
-    /// # Errors
-    /// Too many commands wait, or no file descriptor is left.
-    pub fn later(
-        &self,
-        command: String,
-        condition: Condition,
-        limit: Duration,
-    ) -> Result<Ticket, CommandError> {
-        let ticket = self.waits.borrow_mut().ticket(&command)?;
-        let over = timer(limit).and_then(|timer| {
-            self.on(&timer, move |live| {
-                let late = live.waits.borrow_mut().late(ticket);
-                live.answer(late);
-            })
-        });
-        let timer = over.map_err(|error| {
-            CommandError::new(ErrorClass::Failed, format!("{command}: {error}"))
-        })?;
-        self.waits.borrow_mut().add(Wait {
-            ticket,
-            command,
-            condition,
-            limit,
-            timer,
-        });
-        Ok(ticket)
-    }
-
-    /// What `wait` answers at once: `None` if it has to wait for `event` about `id`.
-    ///
-    /// # Errors
-    /// Its deletion is waited for, and there never was such a device.
-    pub fn already(&self, event: &str, id: Option<&str>) -> Result<Option<Value>, CommandError> {
-        let Some(id) = id else { return Ok(None) };
-        let registry = self.registry();
-        let there = registry.get(id).is_some();
-        let known = there || registry.leaving(id).is_some();
-        let happened = match event {
-            "device_added" => there,
-            "device_deleted" if known => false,
-            "device_deleted" if self.deleted.borrow().iter().any(|gone| gone == id) => true,
-            "device_deleted" => {
-                let why = format!("wait {event} {id}: no device has this id, or had it lately");
-                return Err(CommandError::new(ErrorClass::NotFound, why));
-            }
-            _ => false,
-        };
-        Ok(happened.then(|| json!({ "event": event, "id": id })))
     }
 
     /// Calls `handler` whenever `fd` is readable, for as long as the devices live.
@@ -316,207 +176,6 @@ impl Live {
         }
     }
 
-    /// As [`Live::remove`], for what QEMU's users know as objects.
-    ///
-    /// # Errors
-    /// It is a controller, or as there.
-    pub fn remove_object(&self, id: &str) -> Result<Value, CommandError> {
-        if let Some(Object::Controller { .. }) = self.registry().get(id) {
-            let why = format!("object_del {id}: a controller is a PCI device; use device_del");
-            return Err(CommandError::new(ErrorClass::Argument, why));
-        }
-        self.remove(id, false)
-    }
-
-    /// Removes a device, or begins to. The event `device_deleted` says when it is gone.
-    ///
-    /// # Errors
-    /// No such device, or it is in use.
-    pub fn remove(&self, id: &str, surprise: bool) -> Result<Value, CommandError> {
-        let refused =
-            |class, why: String| CommandError::new(class, format!("device_del {id}: {why}"));
-        let leaving = self.registry().leaving(id);
-        match leaving {
-            Some(Leaving::Ending) => {
-                let why = "its removal is under way: wait for its device_deleted";
-                return Err(refused(ErrorClass::InUse, why.into()));
-            }
-            Some(Leaving::Asked) if !surprise => return Ok(self.ask_again(id)),
-            Some(Leaving::Asked) | None => {}
-        }
-        let found = self.registry().get(id).cloned();
-        let state = match found {
-            None => {
-                return Err(refused(
-                    ErrorClass::NotFound,
-                    "no device has this id".into(),
-                ));
-            }
-            Some(Object::Subsystem(subsystem)) => {
-                let inside = self.registry().inside(&subsystem);
-                if !inside.is_empty() {
-                    let why = format!("in use by {}: remove these first", inside.join(", "));
-                    return Err(refused(ErrorClass::InUse, why));
-                }
-                self.gone(id);
-                "deleted"
-            }
-            Some(Object::Namespace {
-                namespace,
-                subsystem,
-            }) => {
-                let begun = self.remove_namespace(id, namespace, &subsystem);
-                begun.map_err(|error| refused(ErrorClass::Failed, error.to_string()))?;
-                "requested"
-            }
-            Some(Object::Controller {
-                controller, slot, ..
-            }) => {
-                if surprise {
-                    let begun = self.pull(id, &controller, slot);
-                    begun.map_err(|error| refused(ErrorClass::Failed, error.to_string()))?;
-                } else {
-                    let mut registry = self.registry.borrow_mut();
-                    registry.set_leaving(id, Leaving::Asked);
-                    self.hotplug.ask_removal(slot);
-                }
-                "requested"
-            }
-        };
-        Ok(json!({ "id": id, "state": state }))
-    }
-
-    /// A second request for a controller: the first may have come before the guest could hear it.
-    fn ask_again(&self, id: &str) -> Value {
-        if let Some(slot) = self.registry().slot(id)
-            && self.hotplug.removal_unread(slot)
-        {
-            self.hotplug.ask_removal(slot);
-        }
-        json!({ "id": id, "state": "requested" })
-    }
-
-    /// Slots that the guest has in hand. One whose request it never read is free: the next
-    /// controller's arrival takes the request back.
-    fn still_releasing(&self) -> u32 {
-        let unread = |slot: &u8| self.hotplug.removal_unread(*slot);
-        let unread: u32 = (1..32).filter(unread).map(|slot| 1 << slot).sum();
-        self.releasing.get() & !unread
-    }
-
-    /// Takes a namespace off its bus; it is gone when its last command is.
-    fn remove_namespace(
-        &self,
-        id: &str,
-        namespace: Arc<Namespace>,
-        subsystem: &Arc<Subsystem>,
-    ) -> io::Result<()> {
-        let closed = EventFd::new(EFD_NONBLOCK)?;
-        let deadline = timer(DRAIN_LIMIT)?;
-        namespace.notify_closed(closed.try_clone()?);
-        {
-            let mut registry = self.registry.borrow_mut();
-            registry.take(id);
-            registry.set_leaving(id, Leaving::Ending);
-        }
-        subsystem.remove_namespace(namespace.nsid());
-        let weak = Arc::downgrade(&namespace);
-        drop(namespace);
-        let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
-        let late = {
-            let (subsystem, id) = (Arc::clone(subsystem), id.to_owned());
-            self.on(&deadline, move |live| {
-                let Some(namespace) = weak.upgrade() else {
-                    return;
-                };
-                tracing::warn!("device_del {id}: aborting the commands that are still in flight");
-                for controller in live.registry().controllers_of(&subsystem) {
-                    controller.abort_namespace(&namespace);
-                }
-            })?
-        };
-        let gone = {
-            let (watches, id) = (Rc::clone(&watches), id.to_owned());
-            self.on(&closed, move |live| {
-                watches
-                    .take()
-                    .into_iter()
-                    .for_each(|watch| live.events.remove(watch));
-                live.gone(&id);
-            })?
-        };
-        watches.borrow_mut().extend([late, gone]);
-        Ok(())
-    }
-
-    /// Surprise removal: DMA and interrupts stop, then nothing answers, then the guest is told.
-    fn pull(&self, id: &str, controller: &Arc<Controller>, slot: u8) -> io::Result<()> {
-        let quiet = EventFd::new(EFD_NONBLOCK)?;
-        let deadline = timer(DRAIN_LIMIT)?;
-        self.registry.borrow_mut().set_leaving(id, Leaving::Ending);
-        let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
-        let finish = |watches: &Rc<RefCell<Vec<Watch>>>| {
-            let (watches, id) = (Rc::clone(watches), id.to_owned());
-            move |live: &Self| {
-                watches
-                    .take()
-                    .into_iter()
-                    .for_each(|watch| live.events.remove(watch));
-                live.unplug(&id, slot);
-                // The guest finds that nothing answers, and lets go.
-                live.releasing.set(live.releasing.get() | 1 << slot);
-                live.hotplug.ask_removal(slot);
-            }
-        };
-        let ended = self.on(&quiet, finish(&watches))?;
-        let late = self.on(&deadline, finish(&watches))?;
-        watches.borrow_mut().extend([ended, late]);
-        controller.stop(quiet);
-        Ok(())
-    }
-
-    fn slots_changed(&self) {
-        for slot in slots_in(&self.slots.refused) {
-            let id = self.registry().in_slot(slot);
-            if let Some(id) = id
-                && self.registry.borrow_mut().end_leaving(&id)
-            {
-                self.announce(Event::new("device_del_refused").with("id", id));
-            }
-        }
-        // The guest may also let go of a controller by itself.
-        for slot in slots_in(&self.slots.ejected) {
-            let pulled = self.releasing.get();
-            self.releasing.set(pulled & !(1 << slot));
-            if pulled >> slot & 1 != 0 {
-                continue;
-            }
-            let id = self.registry().in_slot(slot);
-            if let Some(id) = id {
-                self.unplug(&id, slot);
-            }
-        }
-    }
-
-    /// Takes a controller out of its slot. Its namespaces stay.
-    fn unplug(&self, id: &str, slot: u8) {
-        if self.registry().slot(id) == Some(slot) {
-            self.registry().pci().remove(slot);
-            self.gone(id);
-        }
-    }
-
-    /// The id can be used again.
-    fn gone(&self, id: &str) {
-        {
-            let mut registry = self.registry.borrow_mut();
-            registry.take(id);
-            registry.end_leaving(id);
-        }
-        self.remember(id);
-        self.announce(Event::new("device_deleted").with("id", id));
-    }
-
     /// Has every subsystem look at its images' sizes again, and tells of those that changed.
     pub fn refresh_sizes(&self) {
         let changed = self.registry().refresh_sizes();
@@ -569,15 +228,6 @@ impl Live {
             self.resized(&namespace);
         }
         Ok(json!({ "id": id, "nsid": namespace.nsid(), "size": namespace.bytes() }))
-    }
-
-    fn remember(&self, id: &str) {
-        let mut deleted = self.deleted.borrow_mut();
-        deleted.retain(|gone| gone != id);
-        if deleted.len() == REMEMBERED {
-            deleted.pop_front();
-        }
-        deleted.push_back(id.to_owned());
     }
 
     /// Attaches a namespace to a controller, or detaches it.
