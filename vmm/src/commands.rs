@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::legacy::acpi::AcpiRegisters;
+use devices::pci::root::bdf;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -121,13 +122,7 @@ impl Commands {
             Info::Status => Ok(self.status()),
             Info::Qtree { json: false } => Ok(Value::String(qtree::text(registry))),
             Info::Qtree { json: true } => Ok(qtree::json(registry)),
-            Info::Subsys => {
-                let subsystems = registry.iter().filter_map(|(_, object)| match object {
-                    Object::Subsystem(subsystem) => Some(subsystem.info()),
-                    _ => None,
-                });
-                to_value(&json!({ "subsystems": list(subsystems)? }))
-            }
+            Info::Subsys => Ok(json!({ "subsystems": subsystems(registry)? })),
             Info::Nvme => Ok(json!({ "controllers": controllers(registry)? })),
             Info::IoThreads => Ok(json!({ "iothreads": to_value(&registry.io_threads().info())? })),
             Info::Stats => Ok(json!({
@@ -147,6 +142,39 @@ impl Commands {
             "version": env!("CARGO_PKG_VERSION"),
         })
     }
+}
+
+/// Each subsystem with its controllers, where they are and how they are, and its namespaces.
+fn subsystems(registry: &Registry) -> Result<Vec<Value>, CommandError> {
+    let mut values = Vec::new();
+    for (_, object) in registry.iter() {
+        let Object::Subsystem(subsystem) = object else {
+            continue;
+        };
+        let info = subsystem.info();
+        let members = info.controllers.iter();
+        let members = members.map(|(cntlid, id)| member(registry, *cntlid, id));
+        let members: Vec<Value> = members.collect();
+        let mut value = to_value(&info)?;
+        value["controllers"] = members.into();
+        values.push(value);
+    }
+    Ok(values)
+}
+
+fn member(registry: &Registry, cntlid: u16, id: &str) -> Value {
+    let mut value = json!({ "cntlid": cntlid, "id": id });
+    // One that is being added or removed right now is in one of the two only.
+    if let Some(Object::Controller {
+        controller, slot, ..
+    }) = registry.get(id)
+    {
+        let info = controller.info();
+        value["addr"] = bdf(*slot).into();
+        value["state"] = info.state.into();
+        value["leaving"] = registry.leaving(id).is_some().into();
+    }
+    value
 }
 
 fn controllers(registry: &Registry) -> Result<Vec<Value>, CommandError> {

@@ -164,14 +164,23 @@ impl DeviceError {
     pub fn class(&self) -> ErrorClass {
         match &self.problem {
             Problem::Duplicate(_)
+            | Problem::DuplicateNqn { .. }
             | Problem::Leaving(_)
             | Problem::Releasing(_)
-            | Problem::Subsystem(
-                SubsystemError::NsidInUse { .. } | SubsystemError::CntlidInUse { .. },
-            )
             | Problem::Pci(PciError::SlotInUse { .. }) => ErrorClass::Exists,
             Problem::NotFound { .. } => ErrorClass::NotFound,
-            Problem::Backend(_) | Problem::Host { .. } => ErrorClass::Failed,
+            Problem::Backend(_)
+            | Problem::Host { .. }
+            | Problem::Controller(ControllerError::Event(_)) => ErrorClass::Failed,
+            Problem::Subsystem(error) | Problem::Controller(ControllerError::Subsystem(error)) => {
+                match error {
+                    SubsystemError::NsidInUse { .. } | SubsystemError::CntlidInUse { .. } => {
+                        ErrorClass::Exists
+                    }
+                    SubsystemError::NotShared { .. } => ErrorClass::InUse,
+                    _ => ErrorClass::Argument,
+                }
+            }
             _ => ErrorClass::Argument,
         }
     }

@@ -188,11 +188,7 @@ fn a_subsystem_goes_when_it_is_empty() {
     machine.wait("device_deleted", "s");
     machine.ok("device_add nvme-subsys,id=s,shared=off");
     machine.ok("device_add nvme,id=c,subsys=s");
-    machine.refused(
-        "device_add nvme,id=d,subsys=s",
-        "Argument",
-        "has shared=off",
-    );
+    machine.refused("device_add nvme,id=d,subsys=s", "InUse", "has shared=off");
     machine.quit();
 }
 
@@ -432,5 +428,37 @@ fn qemus_commands_mean_the_same() {
     machine.ok("device_del c surprise wait=20");
     machine.ok("object_del s");
     machine.refused("object_del s", "NotFound", "no device has this id");
+    machine.quit();
+}
+
+#[test]
+fn one_disk_controllers_may_share_a_subsystem() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    machine.ok("device_add nvme,id=a,subsys=s,memory=1M");
+    machine.ok("device_add nvme,id=b,subsys=s,cntlid=5,addr=9,memory=1M");
+    let members = machine.ok("info subsys");
+    for part in [
+        "\"addr\":\"0000:00:01.0\",\"cntlid\":0,\"id\":\"a\",\"leaving\":false,\"state\":\"disabled\"",
+        "\"addr\":\"0000:00:09.0\",\"cntlid\":5,\"id\":\"b\",\"leaving\":false,\"state\":\"disabled\"",
+        "\"attached\":[\"a\"]",
+        "\"attached\":[\"b\"]",
+    ] {
+        assert!(members.contains(part), "{part} in {members}");
+    }
+    machine.refused(
+        "device_add nvme,subsys=s,cntlid=5",
+        "Exists",
+        "cntlid 5 is in use by controller 'b'",
+    );
+    machine.refused("device_add nvme,subsys=s,addr=9", "Exists", "0000:00:09.0");
+    machine.ok("device_del b");
+    assert!(
+        machine
+            .ok("info subsys")
+            .contains("\"id\":\"b\",\"leaving\":true")
+    );
     machine.quit();
 }
