@@ -453,7 +453,11 @@ fn one_disk_controllers_may_share_a_subsystem() {
         "Exists",
         "cntlid 5 is in use by controller 'b'",
     );
-    machine.refused("device_add nvme,subsys=s,addr=9", "Exists", "0000:00:09.0");
+    machine.refused(
+        "device_add nvme,subsys=s,addr=9",
+        "Exists",
+        "slot 0x9 is in use",
+    );
     machine.ok("device_del b");
     assert!(
         machine
