@@ -123,16 +123,19 @@ fn image(path: &Path) -> String {
 }
 
 /// Descriptors and threads of berth, and what it holds of KVM: what could leak.
-fn held(machine: &mut Machine) -> (usize, usize, String) {
+fn held(machine: &mut Machine) -> (usize, Vec<String>, String) {
     // Its answer says that the client was accepted, which takes a descriptor too.
     machine.ok("info status");
-    let pid = machine.child.0.id();
-    let count = |what: &str| {
-        std::fs::read_dir(format!("/proc/{pid}/{what}"))
-            .unwrap()
-            .count()
-    };
-    let (descriptors, threads) = (count("fd"), count("task"));
+    let process = format!("/proc/{}", machine.child.0.id());
+    let descriptors = std::fs::read_dir(format!("{process}/fd")).unwrap().count();
+    let threads = std::fs::read_dir(format!("{process}/task")).unwrap();
+    let mut threads: Vec<String> = threads
+        // One may end while they are listed.
+        .filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).ok())
+        // It ends by itself at the end of its input; the kernel's own workers come and go.
+        .filter(|name| name != "stdin\n" && !name.starts_with("iou-"))
+        .collect();
+    threads.sort();
     let stats = machine.ok("info stats");
     let at = stats.find("\"kvm\":").unwrap();
     (descriptors, threads, stats[at..].into())
