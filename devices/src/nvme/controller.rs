@@ -1,6 +1,7 @@
 //! The controller: what a subsystem, the PCI root and the main loop hold of it.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -100,6 +101,8 @@ pub struct Controller {
     registers: Mutex<Registers>,
     admin: Mutex<Admin>,
     changed: Mutex<Vec<u32>>,
+    // Pulled: nothing the guest does reaches it.
+    stopped: AtomicBool,
     // Whom to tell when nothing touches guest memory any more.
     quiet: Mutex<Option<EventFd>>,
 }
@@ -128,6 +131,10 @@ impl ControllerLink for Controller {
         // Threads that sleep must let go of the old table.
         self.io_threads.wake_all();
         self.core.wake();
+    }
+
+    fn in_flight(&self, namespace: &Namespace) -> u64 {
+        self.core.namespaces.in_flight_on(namespace)
     }
 }
 
@@ -184,6 +191,7 @@ impl Controller {
             registers: Mutex::new(Registers::new(config.mqes)),
             admin: Mutex::new(Admin::new(config.max_ioqpairs)),
             changed: Mutex::default(),
+            stopped: AtomicBool::new(false),
             quiet: Mutex::default(),
             config,
         });
@@ -274,11 +282,18 @@ impl Controller {
         }
     }
 
-    /// Stops at once, as a function that is pulled: no command is fetched, completed or told of from
-    /// now on. `quiet` is signalled when I/O in flight has let go of guest memory.
+    /// Stops at once and for good, as a function that is pulled: registers and configuration space
+    /// read all ones and take no writes, no command is fetched, completed or told of. `quiet` is
+    /// signalled when I/O in flight has let go of guest memory.
     pub fn stop(&self, quiet: EventFd) {
         *lock(&self.quiet) = Some(quiet);
+        self.stopped.store(true, Ordering::SeqCst);
         self.function_level_reset();
+    }
+
+    /// Whether [`Controller::stop`] was called.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 
     fn tell_quiet(&self) {
@@ -317,7 +332,8 @@ impl Controller {
             serial: self.config.serial.clone(),
             model: self.config.model.clone(),
             firmware: self.config.firmware.clone(),
-            state: admin.state_name(),
+            state: admin.controller_state(self),
+            in_flight: self.core.namespaces.in_flight(),
             namespaces: namespaces
                 .iter()
                 .map(|namespace| namespace.nsid())
@@ -327,6 +343,28 @@ impl Controller {
             queues: admin.queue_info(self),
         }
     }
+}
+
+/// What a controller is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ControllerState {
+    /// CC.EN is 0, and nothing of the guest's is in use.
+    Disabled,
+    /// CC.EN is 1, and CSTS.RDY soon.
+    Starting,
+    /// It takes commands.
+    Ready,
+    /// It waits for commands in flight to let go of guest memory, to be disabled.
+    Resetting,
+    /// As for a reset, to be shut down.
+    ShuttingDown,
+    /// Shut down by the guest, until its next reset.
+    Shutdown,
+    /// It could not be enabled (CSTS.CFS).
+    Failed,
+    /// Pulled by [`Controller::stop`]: it does nothing any more.
+    Stopped,
 }
 
 /// A controller as `info` shows it.
@@ -344,8 +382,10 @@ pub struct ControllerInfo {
     pub model: String,
     /// Firmware revision.
     pub firmware: String,
-    /// `disabled`, `enabled`, `stopping` or `shut down`.
-    pub state: &'static str,
+    /// What it is doing.
+    pub state: ControllerState,
+    /// I/O commands fetched and not completed.
+    pub in_flight: u64,
     /// NSIDs of the attached namespaces.
     pub namespaces: Vec<u32>,
     /// Whether the guest shadows its doorbells.

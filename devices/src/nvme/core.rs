@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::pci::msix::Msix;
@@ -12,6 +11,7 @@ use crate::ram::GuestRam;
 use crate::subsystem::AttachmentTable;
 
 use super::doorbell::{Doorbells, InvalidDoorbell};
+use super::snapshots::Tables;
 
 /// What an I/O thread tells the admin queue's owner.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub struct Core {
     /// Interrupt vectors.
     pub msix: Msix,
     /// Attached namespaces.
-    pub namespaces: ArcSwap<AttachmentTable>,
+    pub namespaces: Arc<Tables>,
     /// Longest data transfer of a command in bytes.
     pub max_transfer: u64,
     // [`BUS_MASTER`] and [`HALTED`].
@@ -102,7 +102,7 @@ impl Core {
             ram,
             doorbells,
             msix,
-            namespaces: ArcSwap::default(),
+            namespaces: Arc::default(),
             max_transfer,
             access: AtomicU32::new(0),
             write_through: AtomicBool::new(false),
@@ -149,7 +149,7 @@ impl Core {
                 departed.insert(nsid);
             }
         }
-        self.namespaces.store(table);
+        self.namespaces.publish(table);
     }
 
     /// Whether a namespace that is not attached was, as far as the guest can know. Commands for it

@@ -27,7 +27,7 @@ mod tests;
 
 pub use controller::{
     Controller, ControllerConfig, ControllerError, ControllerInfo, ControllerParts,
-    MAX_IO_QUEUE_PAIRS, MAX_MDTS,
+    ControllerState, MAX_IO_QUEUE_PAIRS, MAX_MDTS,
 };
 pub use io::{IoThreadInfo, IoThreads};
 pub use stats::QueueInfo;

@@ -40,10 +40,16 @@ pub fn config_space(vectors: u16) -> ConfigSpace {
 
 impl PciDevice for Controller {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
+        if self.is_stopped() {
+            return data.fill(0xff);
+        }
         self.config_space().read(offset, data);
     }
 
     fn write_config(&self, offset: u16, data: &[u8]) {
+        if self.is_stopped() {
+            return;
+        }
         let mut space = self.config_space();
         let effects = space.write(offset, data);
         if effects.function_level_reset {
@@ -74,6 +80,7 @@ impl PciDevice for Controller {
 
     fn read_bar(&self, _bar: u8, offset: u64, data: &mut [u8]) {
         match offset {
+            _ if self.is_stopped() => data.fill(0xff),
             0..DOORBELL_BASE => self.registers().read(offset, data),
             // Reading a doorbell gives nothing of use (3.1.3.16).
             DOORBELL_BASE..MSIX_TABLE => data.fill(0),
@@ -84,6 +91,7 @@ impl PciDevice for Controller {
 
     fn write_bar(&self, _bar: u8, offset: u64, data: &[u8]) {
         match offset {
+            _ if self.is_stopped() => {}
             0..DOORBELL_BASE => self.write_register(offset, data),
             DOORBELL_BASE..MSIX_TABLE => self.write_doorbell(offset, data),
             MSIX_TABLE..MSIX_PBA => self.core().msix.write_table(offset - MSIX_TABLE, data),

@@ -1,6 +1,6 @@
 //! Counters. Each is written by one thread and read by any.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -17,6 +17,27 @@ impl Counter {
 
     /// The count so far.
     pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How many of something there are now, with one writer: as cheap as a [`Counter`].
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU32);
+
+impl Gauge {
+    /// There are `count` more.
+    pub fn add(&self, count: u32) {
+        self.0.store(self.get() + count, Ordering::Relaxed);
+    }
+
+    /// There are `count` less.
+    pub fn sub(&self, count: u32) {
+        self.0.store(self.get() - count, Ordering::Relaxed);
+    }
+
+    /// How many there are.
+    pub fn get(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -31,6 +31,11 @@ impl AttachmentTable {
         self.namespaces.get(nsid as usize)?.as_ref()
     }
 
+    /// A number above every NSID in the table.
+    pub fn nsid_bound(&self) -> usize {
+        self.namespaces.len()
+    }
+
     /// All attached namespaces in the order of their NSIDs.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Namespace>> {
         self.namespaces.iter().flatten()

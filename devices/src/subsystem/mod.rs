@@ -31,6 +31,9 @@ pub const MAX_NQN: usize = 223;
 pub trait ControllerLink: Send + Sync {
     /// The attached namespaces are now `table`; the NSIDs in `changed` came, went or changed.
     fn attachments_changed(&self, table: Arc<AttachmentTable>, changed: &[u32]);
+
+    /// How many commands the controller has in flight on a namespace.
+    fn in_flight(&self, namespace: &Namespace) -> u64;
 }
 
 /// Why a subsystem refused something.
@@ -343,7 +346,7 @@ impl Subsystem {
             .filter(|plugged| which(&plugged.namespace) && plugged.namespace.take_size())
             .map(|plugged| (Arc::clone(&plugged.namespace), members.reached_by(plugged)))
             .collect();
-        let mut told = Told::default();
+        let mut told = Linked::default();
         for (namespace, reached) in &changed {
             told.0.extend(members.publish(namespace.nsid(), reached).0);
         }
@@ -430,9 +433,19 @@ impl Subsystem {
         members.controllers.iter().filter_map(reached).collect()
     }
 
+    /// Commands in flight on a namespace over all controllers, even if it was removed.
+    pub fn in_flight(&self, namespace: &Namespace) -> u64 {
+        let members = self.members();
+        let linked = members.linked();
+        let count = linked.in_flight(namespace);
+        linked.drop_unlocked(members);
+        count
+    }
+
     /// The subsystem as `info` shows it.
     pub fn info(&self) -> SubsystemInfo {
         let members = self.members();
+        let linked = members.linked();
         let controllers = members
             .controllers
             .iter()
@@ -441,8 +454,9 @@ impl Subsystem {
         let namespaces = members
             .namespaces
             .values()
-            .map(|plugged| members.namespace_info(plugged))
+            .map(|plugged| members.namespace_info(plugged, &linked))
             .collect();
+        linked.drop_unlocked(members);
         SubsystemInfo {
             id: self.id.clone(),
             nqn: self.nqn.clone(),
@@ -473,8 +487,8 @@ impl Members {
     }
 
     /// Gives the named controllers their new tables, in which `nsid` came, went or changed.
-    fn publish(&self, nsid: u32, controllers: &[String]) -> Told {
-        let mut told = Told::default();
+    fn publish(&self, nsid: u32, controllers: &[String]) -> Linked {
+        let mut told = Linked::default();
         for member in self.controllers.values() {
             if !controllers.contains(&member.id) {
                 continue;
@@ -487,7 +501,17 @@ impl Members {
         told
     }
 
-    fn namespace_info(&self, plugged: &Plugged) -> NamespaceInfo {
+    /// The controllers that there are.
+    fn linked(&self) -> Linked {
+        let links = self.controllers.values();
+        Linked(
+            links
+                .filter_map(|member| member.link.as_ref()?.upgrade())
+                .collect(),
+        )
+    }
+
+    fn namespace_info(&self, plugged: &Plugged, linked: &Linked) -> NamespaceInfo {
         let namespace = &plugged.namespace;
         NamespaceInfo {
             id: namespace.id().to_owned(),
@@ -499,19 +523,24 @@ impl Members {
             uuid: namespace.uuid().to_string(),
             backend: namespace.backend().describe(),
             attached: self.reached_by(plugged),
+            in_flight: linked.in_flight(namespace),
         }
     }
 }
 
-/// Controllers that were told of a change.
+/// Controllers that were told of a change, or asked.
 ///
 /// One of them may have lost its other owners meanwhile, and its end removes it from the members: so
 /// they are dropped without the lock.
 #[derive(Default)]
 #[must_use = "must be dropped without the lock on the members"]
-struct Told(Vec<Arc<dyn ControllerLink>>);
+struct Linked(Vec<Arc<dyn ControllerLink>>);
 
-impl Told {
+impl Linked {
+    fn in_flight(&self, namespace: &Namespace) -> u64 {
+        self.0.iter().map(|link| link.in_flight(namespace)).sum()
+    }
+
     fn drop_unlocked(self, members: MutexGuard<'_, Members>) {
         drop(members);
         drop(self);

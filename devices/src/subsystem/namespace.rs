@@ -208,4 +208,6 @@ pub struct NamespaceInfo {
     pub backend: String,
     /// Ids of the controllers that it is attached to.
     pub attached: Vec<String>,
+    /// Commands in flight on it over all controllers.
+    pub in_flight: u64,
 }

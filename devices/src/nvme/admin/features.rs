@@ -2,8 +2,9 @@
 
 use super::super::error::CommandError;
 use super::super::spec::{
-    AsyncEventConfig, FeatureCapabilities, FeatureId, FeaturesCdw10, InterruptVectorConfig,
-    NumberOfQueues, PowerManagement, Select, Sqe, Status, TemperatureThreshold, VolatileWriteCache,
+    AsyncEventConfig, BROADCAST, FeatureCapabilities, FeatureId, FeaturesCdw10,
+    InterruptVectorConfig, NumberOfQueues, PowerManagement, Select, Sqe, Status,
+    TemperatureThreshold, VolatileWriteCache,
 };
 use super::Namespaces;
 
@@ -11,9 +12,6 @@ use super::Namespaces;
 pub const TEMPERATURE: u16 = 313;
 /// Composite temperature from which on a warning is due, in kelvins (70 °C).
 pub const WARNING_TEMPERATURE: u16 = 343;
-
-/// All namespaces, for a feature that each namespace has a value of.
-const BROADCAST: u32 = 0xffff_ffff;
 
 /// Values in force. A controller reset brings the defaults back: nothing is saveable.
 #[derive(Debug, Clone)]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::ram::GuestSlice;
 use crate::subsystem::{AttachmentTable, MAX_NSID, Namespace};
 
-use super::controller::Controller;
+use super::controller::{Controller, ControllerState};
 use super::core::{DoorbellError, Event};
 use super::doorbell::{DoorbellId, Shadow};
 use super::error::CommandError;
@@ -157,7 +157,7 @@ impl Admin {
         let more = self.serve(controller);
         if let State::Enabled(group) = &mut self.state {
             // Admin commands keep no table, and must keep no namespace that was removed.
-            group.snapshots.refresh(&controller.core().namespaces);
+            group.snapshots.refresh();
             self.events.report(group);
             group.interrupt();
         }
@@ -223,6 +223,7 @@ impl Admin {
         }
         if let State::Disabled = self.state
             && cc.en()
+            && !controller.is_stopped()
             && !controller.registers().csts.cfs()
         {
             let sizes = (u32::from(aqa.asqs_z()) + 1, u32::from(aqa.acqs_z()) + 1);
@@ -546,13 +547,20 @@ impl Admin {
         matches!(self.state, State::Disabled)
     }
 
-    /// One word for people.
-    pub fn state_name(&self) -> &'static str {
+    /// What the controller is doing, as its registers and queues have it.
+    pub fn controller_state(&self, controller: &Controller) -> ControllerState {
+        let registers = controller.registers();
         match self.state {
-            State::Disabled => "disabled",
-            State::Enabled(_) => "enabled",
-            State::Stopping { .. } => "stopping",
-            State::ShutDown => "shut down",
+            _ if controller.is_stopped() => ControllerState::Stopped,
+            State::Disabled if registers.csts.cfs() => ControllerState::Failed,
+            State::Disabled if registers.cc.en() => ControllerState::Starting,
+            State::Disabled => ControllerState::Disabled,
+            State::Enabled(_) => ControllerState::Ready,
+            State::Stopping { then, .. } => match then {
+                Then::Disabled => ControllerState::Resetting,
+                Then::ShutDown => ControllerState::ShuttingDown,
+            },
+            State::ShutDown => ControllerState::Shutdown,
         }
     }
 }

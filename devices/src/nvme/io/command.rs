@@ -8,11 +8,10 @@ use crate::subsystem::{AttachmentTable, Namespace};
 use super::super::core::Core;
 use super::super::error::CommandError;
 use super::super::prp;
-use super::super::spec::{DsmCdw10, DsmCdw11, DsmRange, NvmOpcode, ReadWriteCdw12, Sqe, Status};
+use super::super::spec::{
+    BROADCAST, DsmCdw10, DsmCdw11, DsmRange, NvmOpcode, ReadWriteCdw12, Sqe, Status,
+};
 use super::super::stats::SqStats;
-
-/// NSID that means every attached namespace.
-const BROADCAST: u32 = 0xffff_ffff;
 
 /// What a failing backend means for a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

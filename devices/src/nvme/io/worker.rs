@@ -188,7 +188,7 @@ impl Worker {
         let mut any = false;
         for group in 0..self.groups.len() {
             let Some(queues) = self.groups[group].as_mut().map(|group| {
-                group.snapshots.refresh(&group.core.namespaces);
+                group.snapshots.refresh();
                 group.sqs.len()
             }) else {
                 continue;
@@ -221,7 +221,7 @@ impl Worker {
         let Some(group) = self.groups[index].as_mut() else {
             return;
         };
-        let epoch = group.snapshots.enter();
+        let epoch = group.snapshots.enter(sqe.nsid);
         let key = self.in_flight.insert(InFlight {
             group: index,
             sq,
@@ -309,7 +309,7 @@ impl Worker {
         let Some(group) = self.groups[command.group].as_mut() else {
             return;
         };
-        group.snapshots.leave(command.epoch);
+        group.snapshots.leave(command.epoch, command.nsid);
         if group.state == State::Resetting {
             group.forget(command.sq, command.room);
         } else {
@@ -482,7 +482,7 @@ impl Worker {
             // Without room in the engine its completions wake the thread.
             work |= group.prepare_sleep() && room;
             // A table that changed must be let go of by a thread that sleeps, too.
-            group.snapshots.refresh(&group.core.namespaces);
+            group.snapshots.refresh();
         }
         work
     }

@@ -47,6 +47,9 @@ macro_rules! open_enum {
 }
 pub(crate) use open_enum;
 
+/// NSID that means every attached namespace.
+pub const BROADCAST: u32 = 0xffff_ffff;
+
 /// Text in a fixed field: left justified, padded with spaces, cut if too long.
 pub fn ascii<const N: usize>(text: &str) -> [u8; N] {
     let mut field = [b' '; N];

@@ -10,6 +10,7 @@ mod full;
 mod fuzz;
 mod harness;
 mod identify;
+mod info;
 mod interrupts;
 mod io;
 mod logs;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use super::harness::*;
 use crate::nvme::spec::{NvmOpcode, Status};
 use crate::storage::testing::{Mode, TestBackend};
-use crate::subsystem::{AttachmentTable, ControllerLink, Link, NamespaceConfig};
+use crate::subsystem::{AttachmentTable, ControllerLink, Link, Namespace, NamespaceConfig};
 
 fn watch(guest: &Guest) -> u16 {
     guest.admin_ok(set_feature(0x0b, 1 << 8));
@@ -126,6 +126,11 @@ impl ControllerLink for Leaving {
         if !changed.is_empty() {
             self.owner.lock().unwrap().take();
         }
+    }
+
+    fn in_flight(&self, _namespace: &Namespace) -> u64 {
+        self.owner.lock().unwrap().take();
+        0
     }
 }
 

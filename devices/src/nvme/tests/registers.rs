@@ -2,6 +2,7 @@
 
 use super::fakes::wait_until;
 use super::harness::*;
+use crate::nvme::ControllerState;
 use crate::nvme::spec::{Cap, Status};
 use crate::pci::PciDevice;
 
@@ -100,7 +101,7 @@ fn en_toggled_faster_than_the_controller_looks_is_a_reset() {
     // The old queues are gone: the identifier is free.
     wait_until("the new admin queue to be served", || {
         let info = guest.controller.info();
-        info.state == "enabled" && info.queues.len() == 1
+        info.state == ControllerState::Ready && info.queues.len() == 1
     });
     guest.create_pair(1, 4);
     for _ in 0..50 {

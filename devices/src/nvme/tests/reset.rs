@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::fakes::wait_until;
 use super::harness::*;
+use crate::nvme::ControllerState;
 use crate::nvme::spec::{NvmOpcode, Status};
 use crate::storage::testing::{Mode, TestBackend, TestControl};
 use crate::storage::{Backend, Cancel, Engine, Request, Submitted, Token};
@@ -213,10 +214,10 @@ fn en_set_again_before_the_reset_is_over_waits_for_it() {
     });
     guest.set_admin_queues(32, 32);
     guest.write32(CC, CC_ENABLE);
-    assert_eq!(guest.controller.info().state, "stopping");
+    assert_eq!(guest.controller.info().state, ControllerState::Resetting);
     assert_eq!(control.release_all(), 3);
     wait_until("the controller to be enabled", || {
-        guest.controller.info().state == "enabled"
+        guest.controller.info().state == ControllerState::Ready
     });
     guest.wait_csts("ready", 1, 1);
     assert!(guest.identify(1, 0, 0, 0).is_ok());
