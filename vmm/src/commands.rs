@@ -154,7 +154,7 @@ fn subsystems(registry: &Registry) -> Result<Vec<Value>, CommandError> {
         let info = subsystem.info();
         let members = info.controllers.iter();
         let members = members.map(|(cntlid, id)| member(registry, *cntlid, id));
-        let members: Vec<Value> = members.collect();
+        let members = members.collect::<Result<Vec<Value>, _>>()?;
         let mut value = to_value(&info)?;
         value["controllers"] = members.into();
         values.push(value);
@@ -162,7 +162,7 @@ fn subsystems(registry: &Registry) -> Result<Vec<Value>, CommandError> {
     Ok(values)
 }
 
-fn member(registry: &Registry, cntlid: u16, id: &str) -> Value {
+fn member(registry: &Registry, cntlid: u16, id: &str) -> Result<Value, CommandError> {
     let mut value = json!({ "cntlid": cntlid, "id": id });
     // One that is being added or removed right now is in one of the two only.
     if let Some(Object::Controller {
@@ -171,10 +171,11 @@ fn member(registry: &Registry, cntlid: u16, id: &str) -> Value {
     {
         let info = controller.info();
         value["addr"] = bdf(*slot).into();
-        value["state"] = info.state.into();
+        value["state"] = to_value(&info.state)?;
+        value["in_flight"] = info.in_flight.into();
         value["leaving"] = registry.leaving(id).is_some().into();
     }
-    value
+    Ok(value)
 }
 
 fn controllers(registry: &Registry) -> Result<Vec<Value>, CommandError> {

@@ -103,6 +103,26 @@ impl Live {
         })
     }
 
+    /// Calls `then` once, when `fd` is readable.
+    fn once(
+        &self,
+        fd: &impl std::os::fd::AsRawFd,
+        then: impl FnOnce(&Self) + 'static,
+    ) -> io::Result<Watch> {
+        let own = Rc::new(Cell::new(None));
+        let (itself, mut then) = (Rc::clone(&own), Some(then));
+        let watch = self.on(fd, move |live| {
+            if let Some(watch) = itself.take() {
+                live.events.remove(watch);
+            }
+            if let Some(then) = then.take() {
+                then(live);
+            }
+        })?;
+        own.set(Some(watch));
+        Ok(watch)
+    }
+
     /// Adds a device. A controller is told to the guest.
     ///
     /// # Errors

@@ -196,6 +196,16 @@ impl DeviceError {
 }
 
 impl Object {
+    /// The subsystem that the device is in.
+    pub fn within(&self) -> Option<&Arc<Subsystem>> {
+        match self {
+            Self::Subsystem(_) => None,
+            Self::Namespace { subsystem, .. } | Self::Controller { subsystem, .. } => {
+                Some(subsystem)
+            }
+        }
+    }
+
     /// The driver's name.
     pub fn driver(&self) -> &'static str {
         match self {
@@ -222,11 +232,18 @@ pub struct Registry {
     /// Ids that the command line gives to devices still to come: not for automatic ones.
     reserved: BTreeSet<String>,
     /// Devices whose removal was begun, by their ids, which are theirs until they are gone.
-    leaving: BTreeMap<String, Leaving>,
+    leaving: BTreeMap<String, Departure>,
     /// Slots that the guest is still letting go of: not for new controllers.
     releasing: u32,
     /// What `drive=` of a device may name.
     drives: Drives,
+}
+
+/// A removal that was begun.
+struct Departure {
+    state: Leaving,
+    /// The subsystem that the device is in until it is gone.
+    subsystem: Option<Arc<Subsystem>>,
 }
 
 /// How far a removal is.
@@ -395,12 +412,14 @@ impl Registry {
 
     /// How far the removal of this device is, if it was begun.
     pub fn leaving(&self, id: &str) -> Option<Leaving> {
-        self.leaving.get(id).copied()
+        self.leaving.get(id).map(|departure| departure.state)
     }
 
-    /// The removal of this device begins or goes on.
+    /// The removal of this device, which is still listed, begins or goes on.
     pub fn set_leaving(&mut self, id: &str, state: Leaving) {
-        self.leaving.insert(id.to_owned(), state);
+        let subsystem = self.get(id).and_then(Object::within).cloned();
+        self.leaving
+            .insert(id.to_owned(), Departure { state, subsystem });
     }
 
     /// The device stays, or is gone; `false` if its removal was not begun.
@@ -434,11 +453,12 @@ impl Registry {
         }
     }
 
-    /// Id of the controller in a slot.
+    /// Id of the controller in a slot; not one that was pulled.
     pub fn in_slot(&self, slot: u8) -> Option<String> {
         let mut ids = self.iter().map(|(id, _)| id);
-        ids.find(|id| self.slot(id) == Some(slot))
-            .map(str::to_owned)
+        let there =
+            |id: &&str| self.slot(id) == Some(slot) && self.leaving(id) != Some(Leaving::Ending);
+        ids.find(there).map(str::to_owned)
     }
 
     /// Controllers that link to a subsystem.
@@ -456,15 +476,17 @@ impl Registry {
 
     /// Controllers and namespaces in a subsystem, those that are leaving included, for messages.
     pub fn inside(&self, of: &Arc<Subsystem>) -> Vec<String> {
-        let inside = |(id, object): (&str, &Object)| match object {
-            Object::Controller { subsystem, .. } | Object::Namespace { subsystem, .. }
-                if Arc::ptr_eq(subsystem, of) =>
-            {
-                Some(format!("{} '{id}'", object.driver()))
-            }
-            _ => None,
-        };
-        self.iter().filter_map(inside).collect()
+        let is_it = |other: Option<&Arc<Subsystem>>| other.is_some_and(|it| Arc::ptr_eq(it, of));
+        let listed = self
+            .iter()
+            .filter(|(_, object)| is_it(object.within()))
+            .map(|(id, object)| format!("{} '{id}'", object.driver()));
+        let leaving = self
+            .leaving
+            .iter()
+            .filter(|(id, left)| self.get(id).is_none() && is_it(left.subsystem.as_ref()))
+            .map(|(id, _)| format!("'{id}' (being removed)"));
+        listed.chain(leaving).collect()
     }
 
     /// Where controllers are plugged in.

@@ -28,6 +28,7 @@ fn every_row_beside_qemu_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
     let section = readme.split("### Beside QEMU").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
     let rows: Vec<&str> = rows.collect();
     let mut text = String::new();

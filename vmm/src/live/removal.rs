@@ -1,6 +1,6 @@
 //! How devices go: at once, when their last command ended, or when the guest lets go.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl Live {
                 namespace,
                 subsystem,
             }) => {
-                let begun = self.remove_namespace(id, namespace, &subsystem);
+                let begun = self.remove_namespace(id, &namespace, &subsystem);
                 begun.map_err(|error| refused(ErrorClass::Failed, error.to_string()))?;
                 "requested"
             }
@@ -106,24 +106,16 @@ impl Live {
     fn remove_namespace(
         &self,
         id: &str,
-        namespace: Arc<Namespace>,
+        namespace: &Arc<Namespace>,
         subsystem: &Arc<Subsystem>,
     ) -> io::Result<()> {
         let closed = EventFd::new(EFD_NONBLOCK)?;
-        let deadline = timer(DRAIN_LIMIT)?;
         namespace.notify_closed(closed.try_clone()?);
-        {
-            let mut registry = self.registry.borrow_mut();
-            registry.take(id);
-            registry.set_leaving(id, Leaving::Ending);
-        }
-        subsystem.remove_namespace(namespace.nsid());
-        let weak = Arc::downgrade(&namespace);
-        drop(namespace);
-        let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
+        let deadline = timer(DRAIN_LIMIT)?;
+        let weak = Arc::downgrade(namespace);
         let late = {
             let (subsystem, id) = (Arc::clone(subsystem), id.to_owned());
-            self.on(&deadline, move |live| {
+            self.once(&deadline, move |live| {
                 let Some(namespace) = weak.upgrade() else {
                     return;
                 };
@@ -133,42 +125,33 @@ impl Live {
                 }
             })?
         };
-        let gone = {
-            let (watches, id) = (Rc::clone(&watches), id.to_owned());
-            self.on(&closed, move |live| {
-                watches
-                    .take()
-                    .into_iter()
-                    .for_each(|watch| live.events.remove(watch));
-                live.gone(&id);
-            })?
-        };
-        watches.borrow_mut().extend([late, gone]);
+        let gone = id.to_owned();
+        self.once(&closed, move |live| {
+            live.events.remove(late);
+            live.gone(&gone);
+        })?;
+        {
+            let mut registry = self.registry.borrow_mut();
+            registry.set_leaving(id, Leaving::Ending);
+            registry.take(id);
+        }
+        subsystem.remove_namespace(namespace.nsid());
         Ok(())
     }
 
-    /// Surprise removal: DMA and interrupts stop, then nothing answers, then the guest is told.
+    /// Surprise removal: nothing answers any more, DMA and interrupts stop, then the guest is told.
     fn pull(&self, id: &str, controller: &Arc<Controller>, slot: u8) -> io::Result<()> {
         let quiet = EventFd::new(EFD_NONBLOCK)?;
-        let deadline = timer(DRAIN_LIMIT)?;
-        self.registry.borrow_mut().set_leaving(id, Leaving::Ending);
-        let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
-        let finish = |watches: &Rc<RefCell<Vec<Watch>>>| {
-            let (watches, id) = (Rc::clone(watches), id.to_owned());
-            move |live: &Self| {
-                watches
-                    .take()
-                    .into_iter()
-                    .for_each(|watch| live.events.remove(watch));
-                live.unplug(&id, slot);
-                // The guest finds that nothing answers, and lets go.
-                live.releasing.set(live.releasing.get() | 1 << slot);
+        let pulled = id.to_owned();
+        self.within_limit(&quiet, move |live| {
+            live.unplug(&pulled, slot);
+            // The guest finds that nothing answers, and lets go; it may have by itself.
+            if live.releasing.get() >> slot & 1 != 0 {
                 live.hotplug.ask_removal(slot);
             }
-        };
-        let ended = self.on(&quiet, finish(&watches))?;
-        let late = self.on(&deadline, finish(&watches))?;
-        watches.borrow_mut().extend([ended, late]);
+        })?;
+        self.registry.borrow_mut().set_leaving(id, Leaving::Ending);
+        self.releasing.set(self.releasing.get() | 1 << slot);
         controller.stop(quiet);
         Ok(())
     }
@@ -196,10 +179,53 @@ impl Live {
         }
     }
 
-    /// Takes a controller out of its slot. Its namespaces stay.
+    /// Calls `then` when `event` is readable, or when commands in flight have had their time.
+    pub(super) fn within_limit(
+        &self,
+        event: &EventFd,
+        then: impl FnOnce(&Self) + 'static,
+    ) -> io::Result<()> {
+        let deadline = timer(DRAIN_LIMIT)?;
+        let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
+        let then = Rc::new(Cell::new(Some(then)));
+        let first = || {
+            let (watches, then) = (Rc::clone(&watches), Rc::clone(&then));
+            move |live: &Self| {
+                let watches = watches.take().into_iter();
+                watches.for_each(|watch| live.events.remove(watch));
+                if let Some(then) = then.take() {
+                    then(live);
+                }
+            }
+        };
+        let ended = self.on(event, first())?;
+        watches.borrow_mut().push(ended);
+        let late = self
+            .on(&deadline, first())
+            .inspect_err(|_| self.events.remove(ended))?;
+        watches.borrow_mut().push(late);
+        Ok(())
+    }
+
+    /// Takes a controller out of its slot. Its namespaces stay. It is gone when nothing of it is left,
+    /// on I/O threads or on vCPUs.
     fn unplug(&self, id: &str, slot: u8) {
-        if self.registry().slot(id) == Some(slot) {
-            self.registry().pci().remove(slot);
+        let removed = {
+            let mut registry = self.registry.borrow_mut();
+            registry.set_leaving(id, Leaving::Ending);
+            registry.pci().remove(slot);
+            registry.take(id)
+        };
+        let gone = id.to_owned();
+        let told = EventFd::new(EFD_NONBLOCK).and_then(|closed| {
+            if let Some(Object::Controller { controller, .. }) = &removed {
+                controller.notify_closed(closed.try_clone()?);
+            }
+            self.within_limit(&closed, move |live| live.gone(&gone))
+        });
+        drop(removed);
+        if let Err(error) = told {
+            tracing::warn!("device_del {id}: cannot watch its end: {error}");
             self.gone(id);
         }
     }

@@ -185,6 +185,11 @@ fn a_removal_that_is_pending_keeps_the_id_and_the_image() {
         ErrorClass::NotFound,
         "no device has this id",
     );
+    refused(
+        machine.live.remove("s", false),
+        ErrorClass::InUse,
+        "in use by 'n' (being removed): remove these first",
+    );
     let taken = "id=n is in use by a device that is being removed";
     refused(machine.add(&add), ErrorClass::Exists, taken);
     let other = add.replace("id=n", "id=m");
@@ -258,6 +263,12 @@ fn a_slot_that_was_pulled_is_free_when_the_guest_let_go() {
     machine.add("nvme,id=c,memory=1M,addr=5").unwrap();
     machine.guest_reads(INSERTED);
     machine.live.remove("c", true).unwrap();
+    // At once, before anything was waited for.
+    let device = machine.live.registry().pci().device(5).unwrap();
+    let mut vendor = [0; 4];
+    device.read_config(0, &mut vendor);
+    assert_eq!(vendor, [0xff; 4]);
+    drop(device);
     machine.event("device_deleted", "c");
     // The id is free at once; the slot is when the guest has seen that nothing is there.
     assert_eq!(machine.guest_reads(REMOVAL), [5]);
@@ -326,4 +337,30 @@ fn deleted_devices_are_remembered_up_to_a_limit() {
     assert!(late("s299").unwrap().is_some());
     assert!(late("s44").unwrap().is_some());
     assert_eq!(late("s43").unwrap_err().class, ErrorClass::NotFound);
+}
+
+/// An expired timer stays readable: a main loop that goes on watching it would spin.
+#[test]
+fn what_is_awaited_once_is_not_watched_any_more() {
+    let machine = Machine::new();
+    let ready = EventFd::new(EFD_NONBLOCK).unwrap();
+    ready.write(1).unwrap();
+    let calls = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&calls);
+    machine
+        .live
+        .once(&ready, move |_| counted.set(counted.get() + 1))
+        .unwrap();
+    let limited = Rc::clone(&calls);
+    machine
+        .live
+        .within_limit(&ready, move |_| limited.set(limited.get() + 10))
+        .unwrap();
+    // Keeps the turns from waiting.
+    let busy = machine.live.on(&ready, |_| {}).unwrap();
+    for _ in 0..5 {
+        machine.events.turn().unwrap();
+    }
+    machine.events.remove(busy);
+    assert_eq!(calls.get(), 11);
 }
