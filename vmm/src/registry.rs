@@ -106,7 +106,7 @@ struct Place {
 pub struct Registry {
     parts: Parts,
     objects: Vec<(String, Object)>,
-    /// Ids that the command line gives to devices still to come: not for automatic ones.
+    /// Ids that were given to devices still to come: not for automatic ones.
     reserved: BTreeSet<String>,
     /// Devices whose removal was begun, by their ids, which are theirs until they are gone.
     leaving: BTreeMap<String, Departure>,
@@ -241,11 +241,16 @@ impl Registry {
     /// # Errors
     /// See [`Problem`]; nothing is left of the device then.
     pub fn add(&mut self, spec: &DeviceSpec) -> Result<String, DeviceError> {
+        // What is made along with the device must not take its id.
+        self.reserved.extend(spec.id().map(str::to_owned));
         let result = match spec {
             DeviceSpec::Subsystem(spec) => self.add_subsystem(spec),
             DeviceSpec::Controller(spec) => self.add_controller(spec),
             DeviceSpec::Namespace(spec) => self.add_namespace(spec),
         };
+        if let Some(id) = spec.id() {
+            self.reserved.remove(id);
+        }
         result.map_err(|problem| DeviceError {
             device: match spec.id() {
                 Some(id) => format!("{},id={id}", spec.driver()),

@@ -326,6 +326,21 @@ fn a_private_namespace_follows_its_controllers_id() {
 }
 
 #[test]
+fn what_is_made_along_with_a_device_leaves_it_its_id() {
+    for (argument, expected) in [
+        ("nvme,id=ns0,memory=1M", &["ns1", "subsys0", "ns0"][..]),
+        ("nvme,id=subsys0,memory=1M", &["ns0", "subsys1", "subsys0"]),
+        ("nvme-ns,id=subsys0,memory=1M", &["subsys1", "subsys0"]),
+    ] {
+        let machine = Machine::new();
+        machine.add(argument).unwrap();
+        let registry = machine.live.registry();
+        let ids: Vec<&str> = registry.iter().map(|(id, _)| id).collect();
+        assert_eq!(ids, expected, "{argument}");
+    }
+}
+
+#[test]
 fn deleted_devices_are_remembered_up_to_a_limit() {
     let machine = Machine::new();
     for number in 0..300 {
