@@ -169,12 +169,12 @@ impl Live {
         for slot in slots_in(&self.slots.ejected) {
             let pulled = self.releasing.get();
             self.releasing.set(pulled & !(1 << slot));
-            if pulled >> slot & 1 != 0 {
-                continue;
-            }
             let id = self.registry().in_slot(slot);
-            if let Some(id) = id {
-                self.unplug(&id, slot);
+            match id {
+                // Ejecting the last controller has hidden from the guest that there is another one.
+                Some(_) if pulled >> slot & 1 != 0 => self.tell_inserted(slot),
+                Some(id) => self.unplug(&id, slot),
+                None => {}
             }
         }
     }
@@ -239,6 +239,14 @@ impl Live {
         }
         self.remember(id);
         self.announce(Event::new("device_deleted").with("id", id));
+    }
+
+    /// Tells the guest of a controller in a slot. If the request to let go of the slot's last one is
+    /// withdrawn by that, the slot is in nobody's hand: an ejection will be about the new one.
+    pub(super) fn tell_inserted(&self, slot: u8) {
+        if self.hotplug.insert(slot) {
+            self.releasing.set(self.releasing.get() & !(1 << slot));
+        }
     }
 
     /// Slots that the guest has in hand. One whose request it never read is free: the next
