@@ -515,15 +515,9 @@ impl Registry {
             None => self.make_subsystem(false)?,
         };
         let controller = self.make_controller(&id, spec, &subsystem)?;
-        let slot = self.choose_slot(spec.addr)?;
-        let slot = self.parts.pci.add(slot, controller.clone())?;
-        if let Some(backend) = disk
-            && let Err(problem) = self.add_own_disk(&id, &subsystem, backend)
-        {
-            self.parts.pci.remove(slot);
-            return Err(problem);
-        }
         let watch = self.watch(&controller)?;
+        let plugged = self.plug(&id, spec.addr, &controller, disk);
+        let slot = plugged.inspect_err(|_| self.parts.events.remove(watch))?;
         if spec.subsys.is_none() {
             let made = Object::Subsystem(Arc::clone(&subsystem));
             self.insert(subsystem.id(), made);
@@ -536,6 +530,25 @@ impl Registry {
         };
         self.insert(&id, object);
         Ok(id)
+    }
+
+    /// Puts a controller into a slot, with its own disk if it has one.
+    fn plug(
+        &mut self,
+        id: &str,
+        addr: Option<u8>,
+        controller: &Arc<Controller>,
+        disk: Option<Arc<dyn Backend>>,
+    ) -> Result<u8, Problem> {
+        let slot = self.choose_slot(addr)?;
+        let slot = self.parts.pci.add(slot, controller.clone())?;
+        if let Some(backend) = disk
+            && let Err(problem) = self.add_own_disk(id, controller.subsystem(), backend)
+        {
+            self.parts.pci.remove(slot);
+            return Err(problem);
+        }
+        Ok(slot)
     }
 
     fn make_controller(

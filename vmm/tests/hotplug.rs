@@ -180,6 +180,77 @@ fn namespaces_come_and_go_and_leave_nothing() {
     machine.quit();
 }
 
+/// Lets berth have descriptors below `limit` only.
+fn limit_descriptors(machine: &Machine, limit: usize) {
+    let pid = libc::pid_t::try_from(machine.child.0.id()).unwrap();
+    let limit = libc::rlimit {
+        rlim_cur: limit as u64,
+        rlim_max: 4096,
+    };
+    // SAFETY: the pointers are to a structure of the right type and to nothing.
+    let result = unsafe {
+        libc::prlimit(
+            pid,
+            libc::RLIMIT_NOFILE,
+            &raw const limit,
+            std::ptr::null_mut(),
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Does a command with every number of descriptors up to what it needs; the failures, of which there
+/// are some, leave nothing.
+#[track_caller]
+fn until_descriptors_suffice(machine: &mut Machine, command: &str) {
+    let before = held(machine);
+    let descriptors = format!("/proc/{}/fd", machine.child.0.id());
+    let free = |number: &usize| !Path::new(&format!("{descriptors}/{number}")).exists();
+    let first = (0..).find(free).unwrap();
+    for more in 0..100 {
+        limit_descriptors(machine, first + more);
+        let reply = machine.ask(command);
+        limit_descriptors(machine, 4096);
+        if reply.contains("\"ok\":true") {
+            assert_ne!(more, 0, "{command} needs no descriptor");
+            return;
+        }
+        assert!(reply.contains("\"class\":\"Failed\""), "{reply}");
+        let deadline = Instant::now() + LIMIT;
+        // I/O threads let go of it in their own time.
+        while held(machine) != before {
+            assert!(Instant::now() < deadline, "{command}: {more}: {reply}");
+        }
+    }
+    panic!("{command} fails for another reason");
+}
+
+#[test]
+fn what_fails_for_want_of_descriptors_leaves_nothing() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    let file = image(&machine.guest.directory.path().join("disk"));
+    let before = held(&mut machine);
+    for _ in 0..2 {
+        let add = "device_add nvme,id=c,subsys=s,addr=5,max_ioqpairs=1,memory=1M";
+        until_descriptors_suffice(&mut machine, add);
+        let add = format!("device_add nvme-ns,id=n,bus=s,file={file}");
+        until_descriptors_suffice(&mut machine, &add);
+        for (command, id) in [
+            ("device_del n", "n"),
+            ("device_del ns0", "ns0"),
+            ("device_del c surprise", "c"),
+        ] {
+            until_descriptors_suffice(&mut machine, command);
+            machine.wait("device_deleted", id);
+        }
+        assert_eq!(held(&mut machine), before);
+    }
+    machine.quit();
+}
+
 #[test]
 fn a_subsystem_goes_when_it_is_empty() {
     if !kvm() {

@@ -110,7 +110,7 @@ impl Live {
         subsystem: &Arc<Subsystem>,
     ) -> io::Result<()> {
         let closed = EventFd::new(EFD_NONBLOCK)?;
-        namespace.notify_closed(closed.try_clone()?);
+        let teller = closed.try_clone()?;
         let deadline = timer(DRAIN_LIMIT)?;
         let weak = Arc::downgrade(namespace);
         let late = {
@@ -129,7 +129,10 @@ impl Live {
         self.once(&closed, move |live| {
             live.events.remove(late);
             live.gone(&gone);
-        })?;
+        })
+        .inspect_err(|_| self.events.remove(late))?;
+        // Nothing fails from here on: only the first call counts.
+        namespace.notify_closed(teller);
         {
             let mut registry = self.registry.borrow_mut();
             registry.set_leaving(id, Leaving::Ending);
