@@ -394,6 +394,35 @@ fn removals_can_be_waited_for() {
 }
 
 #[test]
+fn waits_are_limited_and_end_with_their_client() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    machine.ok("device_add nvme-ns,id=n,bus=s,memory=1M");
+    let before = held(&mut machine);
+    let socket = machine.guest.directory.path().join("socket");
+    let mut other = BufReader::new(UnixStream::connect(&socket).unwrap());
+    for number in 0..=256 {
+        writeln!(other.get_mut(), "@{number} wait guest_reset timeout=3600").unwrap();
+    }
+    let mut full = String::new();
+    other.read_line(&mut full).unwrap();
+    let limit = "256 commands wait already, which is the limit";
+    assert!(full.starts_with("{\"token\":\"256\",") && full.contains(limit));
+    // What cannot be waited for is not begun.
+    machine.refused("device_del n wait=20", "Failed", limit);
+    assert!(machine.ok("info qtree").contains("nvme-ns, id \\\"n\\\""));
+    drop(other);
+    let deadline = Instant::now() + LIMIT;
+    while held(&mut machine) != before {
+        assert!(Instant::now() < deadline, "{:?}", held(&mut machine));
+    }
+    machine.ok("device_del n wait=20");
+    machine.quit();
+}
+
+#[test]
 fn events_can_be_waited_for() {
     if !kvm() {
         return;
