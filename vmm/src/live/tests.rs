@@ -393,6 +393,79 @@ fn what_is_made_along_with_a_device_leaves_it_its_id() {
     }
 }
 
+/// Slots that [`no_order_of_things_keeps_a_slot`] uses: 1 to this.
+const USED: u32 = 3;
+
+fn in_slot(slot: u32) -> (String, String) {
+    let add = format!("nvme,id=c{slot},subsys=s,addr={slot},max_ioqpairs=1");
+    (format!("c{slot}"), add)
+}
+
+/// Serves the main loop once, without waiting.
+fn turn(machine: &Machine) {
+    let ready = EventFd::new(EFD_NONBLOCK).unwrap();
+    ready.write(1).unwrap();
+    let busy = machine.live.on(&ready, |_| {}).unwrap();
+    machine.events.turn().unwrap();
+    machine.events.remove(busy);
+}
+
+/// Adds, removes and pulls controllers at random, with a guest that reads and ejects when it likes.
+fn any_order(machine: &Machine, mut random: impl FnMut(u32) -> u32) {
+    // Slots that the guest has read that it is to let go of.
+    let mut asked = 0;
+    for _ in 0..60 {
+        let (id, add) = in_slot(1 + random(USED));
+        // What is refused is refused.
+        match random(12) {
+            0 | 1 => drop(machine.add(&add)),
+            2 => drop(machine.live.remove(&id, false)),
+            3 => drop(machine.live.remove(&id, true)),
+            4 => {
+                let read = machine.guest_reads(REMOVAL).into_iter();
+                asked = read.fold(asked, |mask, slot| mask | 1 << slot);
+            }
+            5 => machine.guest_writes(EJECT, std::mem::take(&mut asked)),
+            _ => turn(machine),
+        }
+    }
+    machine.guest_writes(EJECT, asked);
+}
+
+/// Whatever is done in whatever order, a guest that does what it is asked for leaves every id and slot
+/// free.
+#[test]
+fn no_order_of_things_keeps_a_slot() {
+    let mut state = 1u64;
+    let mut random = move |below: u32| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        u32::try_from(state >> 33).unwrap() % below
+    };
+    for round in 0..100 {
+        let mut machine = Machine::new();
+        machine.add("nvme-subsys,id=s").unwrap();
+        any_order(&machine, &mut random);
+        let deadline = std::time::Instant::now() + LIMIT;
+        for (id, add) in (1..=USED).map(in_slot) {
+            // It is gone, goes, or is to go.
+            let _ = machine.live.remove(&id, false);
+            while machine.add(&add).is_err() {
+                for slot in machine.guest_reads(REMOVAL) {
+                    machine.guest_writes(EJECT, 1 << slot);
+                }
+                turn(&machine);
+                assert!(std::time::Instant::now() < deadline, "round {round}: {id}");
+            }
+            machine.live.take_announcements();
+            machine.live.remove(&id, false).unwrap();
+            for slot in machine.guest_reads(REMOVAL) {
+                machine.guest_writes(EJECT, 1 << slot);
+            }
+            machine.event("device_deleted", &id);
+        }
+    }
+}
+
 #[test]
 fn deleted_devices_are_remembered_up_to_a_limit() {
     let machine = Machine::new();
