@@ -442,6 +442,16 @@ impl Subsystem {
         count
     }
 
+    /// One namespace as `info` shows it.
+    pub fn namespace_info(&self, nsid: u32) -> Option<NamespaceInfo> {
+        let members = self.members();
+        let linked = members.linked();
+        let plugged = members.namespaces.get(&nsid);
+        let info = plugged.map(|plugged| members.namespace_info(plugged, &linked));
+        linked.drop_unlocked(members);
+        info
+    }
+
     /// The subsystem as `info` shows it.
     pub fn info(&self) -> SubsystemInfo {
         let members = self.members();
