@@ -396,6 +396,7 @@ impl Subsystem {
                 subsystem: self.id.clone(),
             });
         }
+        members.leave_private_ones(id);
         let id = id.to_owned();
         members
             .controllers
@@ -485,6 +486,17 @@ impl Members {
             .filter(|plugged| plugged.reaches(controller))
             .map(|plugged| Arc::clone(&plugged.namespace));
         Arc::new(AttachmentTable::new(attached))
+    }
+
+    /// Private namespaces of a controller to come that were attached to another one stay there.
+    fn leave_private_ones(&mut self, controller: &str) {
+        let controllers = &self.controllers;
+        for plugged in self.namespaces.values_mut() {
+            let mut others = controllers.values().filter(|it| it.id != controller);
+            if !plugged.namespace.shared() && others.any(|member| plugged.reaches(&member.id)) {
+                plugged.commanded.insert(controller.to_owned(), false);
+            }
+        }
     }
 
     /// Ids of the controllers that a namespace is attached to.

@@ -379,6 +379,31 @@ fn a_private_namespace_follows_its_controllers_id() {
 }
 
 #[test]
+fn a_private_namespace_has_one_controller() {
+    let mut machine = Machine::new();
+    machine.add("nvme-subsys,id=s").unwrap();
+    machine
+        .add("nvme-ns,id=n,bus=s,memory=1M,shared=off,ctrl=c")
+        .unwrap();
+    machine.add("nvme,id=other,subsys=s").unwrap();
+    let attach = |machine: &Machine, to: &str| {
+        let reply = machine.live.set_attached("ns_attach", "n", to, true);
+        reply.map(|reply| reply["attached"].clone())
+    };
+    assert_eq!(attach(&machine, "other"), Ok(json!([0])));
+    // Its own comes while another one has it.
+    machine.add("nvme,id=c,subsys=s").unwrap();
+    refused(
+        attach(&machine, "c"),
+        ErrorClass::Argument,
+        "is attached to controller 'other'",
+    );
+    machine.live.remove("other", true).unwrap();
+    machine.event("device_deleted", "other");
+    assert_eq!(attach(&machine, "c"), Ok(json!([1])));
+}
+
+#[test]
 fn what_is_made_along_with_a_device_leaves_it_its_id() {
     for (argument, expected) in [
         ("nvme,id=ns0,memory=1M", &["ns1", "subsys0", "ns0"][..]),
