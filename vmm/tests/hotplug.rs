@@ -180,23 +180,22 @@ fn namespaces_come_and_go_and_leave_nothing() {
     machine.quit();
 }
 
-/// Lets berth have descriptors below `limit` only.
-fn limit_descriptors(machine: &Machine, limit: usize) {
+/// Lets berth have descriptors below `limit` only, or all that it may have.
+fn limit_descriptors(machine: &Machine, limit: Option<usize>) {
     let pid = libc::pid_t::try_from(machine.child.0.id()).unwrap();
-    let limit = libc::rlimit {
-        rlim_cur: limit as u64,
-        rlim_max: 4096,
+    let mut limits = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
     };
+    let none = std::ptr::null();
     // SAFETY: the pointers are to a structure of the right type and to nothing.
-    let result = unsafe {
-        libc::prlimit(
-            pid,
-            libc::RLIMIT_NOFILE,
-            &raw const limit,
-            std::ptr::null_mut(),
-        )
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    let read = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, none, &raw mut limits) };
+    assert_eq!(read, 0, "{}", std::io::Error::last_os_error());
+    limits.rlim_cur = limit.map_or(limits.rlim_max, |limit| limit as u64);
+    let none = std::ptr::null_mut();
+    // SAFETY: as above.
+    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limits, none) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Does a command with every number of descriptors up to what it needs; the failures, of which there
@@ -208,9 +207,9 @@ fn until_descriptors_suffice(machine: &mut Machine, command: &str) {
     let free = |number: &usize| !Path::new(&format!("{descriptors}/{number}")).exists();
     let first = (0..).find(free).unwrap();
     for more in 0..100 {
-        limit_descriptors(machine, first + more);
+        limit_descriptors(machine, Some(first + more));
         let reply = machine.ask(command);
-        limit_descriptors(machine, 4096);
+        limit_descriptors(machine, None);
         if reply.contains("\"ok\":true") {
             assert_ne!(more, 0, "{command} needs no descriptor");
             return;
