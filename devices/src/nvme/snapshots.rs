@@ -4,6 +4,7 @@
 //! read-modify-write. A namespace that was detached is let go of once the last command of its table
 //! ends.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -17,6 +18,8 @@ use super::stats::Gauge;
 #[derive(Debug, Default)]
 pub struct Tables {
     latest: ArcSwap<AttachmentTable>,
+    // Behind `latest` by no more than a moment: a look at it costs each command one load.
+    version: AtomicU64,
     // Of all queue groups, for those who count. Locked when tables change, never per command.
     views: Mutex<Vec<Arc<View>>>,
 }
@@ -25,6 +28,7 @@ impl Tables {
     /// Replaces the table of now.
     pub fn publish(&self, table: Arc<AttachmentTable>) {
         self.latest.store(table);
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// The table of now.
@@ -117,6 +121,7 @@ struct Snapshot {
 #[derive(Debug)]
 pub struct Snapshots {
     tables: Arc<Tables>,
+    version: u64,
     current: Snapshot,
     // Only tables with commands in flight, so never more than there are such commands.
     older: Vec<Snapshot>,
@@ -125,10 +130,13 @@ pub struct Snapshots {
 impl Snapshots {
     /// Starts with the table of now.
     pub fn new(tables: &Arc<Tables>) -> Self {
+        // Before the table: one that is replaced in between is replaced here, too, sooner or later.
+        let version = tables.version.load(Ordering::Acquire);
         let view = View::new(tables.latest.load_full());
         tables.add(&view);
         Self {
             tables: Arc::clone(tables),
+            version,
             current: Snapshot {
                 epoch: Epoch(0),
                 view,
@@ -137,11 +145,14 @@ impl Snapshots {
         }
     }
 
-    /// Goes over to the table of now; called once a batch.
+    /// Goes over to the table of now. Called for each command that was fetched: a guest that knows of a
+    /// change when it rings is served with it.
     pub fn refresh(&mut self) {
-        if Arc::ptr_eq(&self.tables.load(), &self.current.view.table) {
+        let version = self.tables.version.load(Ordering::Acquire);
+        if version == self.version {
             return;
         }
+        self.version = version;
         let view = View::new(self.tables.latest.load_full());
         self.tables.add(&view);
         let epoch = Epoch(self.current.epoch.0.wrapping_add(1));

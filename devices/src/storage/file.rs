@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::io::{Plan, Step};
-use super::{Backend, CacheMode, Cancel, Engine, Op, OpenError, Request, Submitted, Token};
+use super::{Backend, CacheMode, Cancel, Engine, Medium, Op, OpenError, Request, Submitted, Token};
 
 mod open;
 
@@ -90,6 +90,7 @@ pub(super) struct FileBackend {
     block_size: u32,
     size: AtomicU64,
     punches_holes: bool,
+    medium: Medium,
 }
 
 impl FileBackend {
@@ -104,6 +105,7 @@ impl FileBackend {
         Ok(Self {
             punches_holes: !read_only && open::punches_holes(&opened.image.file, opened.size),
             image: Arc::new(opened.image),
+            medium: opened.medium,
             path: path.into(),
             cache,
             read_only,
@@ -149,6 +151,10 @@ impl Backend for FileBackend {
 
     fn discard_zeroes(&self) -> bool {
         self.punches_holes
+    }
+
+    fn medium(&self) -> Option<Medium> {
+        Some(self.medium)
     }
 
     fn describe(&self) -> String {

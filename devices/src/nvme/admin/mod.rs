@@ -238,6 +238,7 @@ impl Admin {
             Ok(group) if done => {
                 // What was written to doorbells of no queue before is no news to this driver.
                 self.events = AsyncEvents::default();
+                controller.core().set_in_use(true);
                 let _ = controller.core().take_doorbell_errors();
                 self.state = State::Enabled(Box::new(group));
             }
@@ -252,7 +253,6 @@ impl Admin {
     fn begin_reset(&mut self, controller: &Controller) {
         let core = controller.core();
         core.doorbells.reset();
-        core.forget_departed();
         self.events = AsyncEvents::default();
         self.features = Features::new(controller.config().max_ioqpairs);
         core.set_write_through(false);
@@ -284,6 +284,7 @@ impl Admin {
         self.io.clear();
         self.state = State::Disabled;
         controller.core().end_halt();
+        controller.core().set_in_use(false);
         controller.registers().reset_done();
     }
 

@@ -10,6 +10,7 @@ mod full;
 mod fuzz;
 mod harness;
 mod identify;
+mod identity;
 mod info;
 mod interrupts;
 mod io;

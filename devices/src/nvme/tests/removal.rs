@@ -101,6 +101,7 @@ fn an_nsid_can_be_used_again() {
         let namespace = machine.memory_namespace(size, 512);
         assert_eq!(namespace.nsid(), 1);
         drop(namespace);
+        guest.identify(2, 0, 0, 0).unwrap();
         assert_eq!(guest.io(&mut pair, &flush(1)).status(), Status::SUCCESS);
         let id = guest.identify(0, 1, 0, 0).unwrap();
         assert_eq!(id[..8], (size / 512).to_le_bytes());
@@ -108,6 +109,7 @@ fn an_nsid_can_be_used_again() {
         drop(namespace);
         wait(&closed);
         assert_eq!(guest.identify(0, 1, 0, 0).unwrap()[..8], [0; 8]);
+        assert_eq!(guest.identify(2, 0, 0, 0).unwrap()[..4], [0; 4]);
     }
 }
 

@@ -8,12 +8,13 @@ use std::path::Path;
 
 use super::{DirectAlign, Image};
 use crate::storage::config::READING;
-use crate::storage::{CacheMode, OpenError};
+use crate::storage::{CacheMode, Medium, OpenError};
 
 /// An open image and its size in bytes.
 pub(super) struct Opened {
     pub image: Image,
     pub size: u64,
+    pub medium: Medium,
 }
 
 /// Opens, locks and checks the image at `path`.
@@ -37,7 +38,8 @@ pub(super) fn open(
         .custom_flags(flags)
         .open(path)
         .map_err(failed)?;
-    image_type(path, file.metadata().map_err(failed)?.file_type())?;
+    let metadata = file.metadata().map_err(failed)?;
+    image_type(path, metadata.file_type())?;
     lock(&file, path, read_only)?;
     let mut image = Image {
         file,
@@ -49,7 +51,24 @@ pub(super) fn open(
     if cache.is_direct() {
         image.direct = Some(direct_align(&image.file, path, cache, block_size)?);
     }
-    Ok(Opened { image, size })
+    let medium = medium(&metadata);
+    Ok(Opened {
+        image,
+        size,
+        medium,
+    })
+}
+
+fn medium(metadata: &Metadata) -> Medium {
+    if metadata.file_type().is_block_device() {
+        let number = metadata.rdev();
+        return Medium::Device { number };
+    }
+    Medium::File {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        created: metadata.created().ok(),
+    }
 }
 
 /// Whether it is a block device; an error if it is not a regular file either.
