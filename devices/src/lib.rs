@@ -5,6 +5,7 @@
 //! [`interrupt`] and [`ioevent`].
 
 pub mod bus;
+mod closed;
 pub mod interrupt;
 pub mod ioevent;
 pub mod legacy;

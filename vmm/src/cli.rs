@@ -17,7 +17,7 @@ use self::normalize::{Normalized, normalize};
 use crate::control::client::CtlConfig;
 use crate::control::{ControlError, pipe};
 use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
-use crate::spec::{DeviceSpec, NamespaceSpec};
+use crate::spec::{DeviceSpec, DiskSpec, DriveSpec, Drives, Form, NamespaceSpec, Parsed as Spec};
 
 const MIN_MEMORY: u64 = 64 << 20;
 const MAX_MEMORY: u64 = 1 << 40;
@@ -43,8 +43,14 @@ pub struct RunConfig {
     pub cpus: u8,
     /// `--disk`, in order: namespaces without a bus, for the default subsystem.
     pub disks: Vec<NamespaceSpec>,
-    /// `--device`, in order. No two of these and of `disks` have the same id.
+    /// `--object`, in order.
+    pub objects: Vec<DeviceSpec>,
+    /// `--device`, in order. No two of these, of `objects` and of `disks` have the same id.
     pub devices: Vec<DeviceSpec>,
+    /// `--drive`, for devices that come later; in `objects` and `devices` their files stand already.
+    pub drives: Drives,
+    /// What of the arguments was left out, and why.
+    pub warnings: Vec<String>,
     /// Base path of the FIFO pair.
     pub control_pipe: Option<PathBuf>,
     /// Path of the control socket.
@@ -208,6 +214,13 @@ struct RunArgs {
     /// device: DRIVER[,key=value...], see below; repeatable
     #[argh(option, arg_name = "DEVICE")]
     device: Vec<String>,
+    /// subsystem or namespace in the form of QEMU's objects; means the same as --device; repeatable
+    #[argh(option, arg_name = "OBJECT")]
+    object: Vec<String>,
+    /// raw image for a device with drive=ID: file=PATH,if=none,id=ID[,cache=...][,readonly=on];
+    /// repeatable
+    #[argh(option, arg_name = "DRIVE")]
+    drive: Vec<String>,
     /// threads that do the guest's I/O, 1 to 64 (1)
     #[argh(option, arg_name = "NUMBER")]
     io_threads: Option<String>,
@@ -243,7 +256,7 @@ berth ctl /tmp/berth info stats",
     error_code(35, "the command line is wrong")
 )]
 struct CtlArgs {
-    /// limit for the reply, 1 to 3600 (10); a wait= of the command is added
+    /// limit for the reply, 1 to 3600 (10); what the command itself waits for is added
     #[argh(option, arg_name = "SECONDS")]
     timeout: Option<String>,
     #[argh(positional, greedy, hidden_help)]
@@ -383,6 +396,17 @@ fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
             "is missing; give a bzImage or an ELF kernel, --kernel FILE",
         )
     })?;
+    let mut warnings = Vec::new();
+    let drives = drives(&args.drive, &mut warnings)?;
+    let w = &mut warnings;
+    let mut disks = parse_each("--disk", &args.disk, w, NamespaceSpec::from_disk)?;
+    let form = |form| move |argument: &str| DeviceSpec::parse(argument, form);
+    let mut objects = parse_each("--object", &args.object, w, form(Form::Object))?;
+    let mut devices = parse_each("--device", &args.device, w, form(Form::Device))?;
+    disks.iter_mut().for_each(|spec| spec.disk.resolve(&drives));
+    for spec in objects.iter_mut().chain(&mut devices) {
+        spec.resolve(&drives);
+    }
     let config = RunConfig {
         kernel: path("--kernel", kernel)?,
         initrd: optional_path("--initrd", args.initrd)?,
@@ -391,8 +415,11 @@ fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
             .memory
             .map_or(Ok(DEFAULT_MEMORY), |value| memory(&value))?,
         cpus: number("--cpus", args.cpus.as_deref(), 1, MAX_CPUS, 1)?,
-        disks: parse_each("--disk", &args.disk, NamespaceSpec::from_disk)?,
-        devices: parse_each("--device", &args.device, str::parse)?,
+        disks,
+        objects,
+        devices,
+        drives,
+        warnings,
         control_pipe: optional_path("--control-pipe", args.control_pipe)?,
         control_socket: optional_path("--control-socket", args.control_socket)?,
         io_threads: number(
@@ -405,9 +432,17 @@ fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
         com2: optional_path("--com2", args.com2)?,
         verbosity: args.verbose,
     };
-    check_ids(&config, &args.disk, &args.device)?;
+    let mut arguments = Vec::new();
+    for (option, given) in [
+        ("--disk", &args.disk),
+        ("--object", &args.object),
+        ("--device", &args.device),
+    ] {
+        arguments.extend(given.iter().map(|argument| format!("{option} {argument}")));
+    }
+    check_ids(&config, &arguments)?;
     check_control_paths(&config)?;
-    files::check(&config, &args.disk, &args.device)?;
+    files::check(&config, &arguments)?;
     Ok(Invocation::Run(Box::new(config)))
 }
 
@@ -497,27 +532,54 @@ fn memory(value: &str) -> Result<u64, CliError> {
     Ok(bytes)
 }
 
+/// Parses the values of a repeatable option. What is left out of them is added to `warnings`.
 fn parse_each<T>(
     option: &str,
     arguments: &[String],
-    parse: impl Fn(&str) -> Result<T, SpecError>,
+    warnings: &mut Vec<String>,
+    parse: impl Fn(&str) -> Result<Spec<T>, SpecError>,
 ) -> Result<Vec<T>, CliError> {
-    let one = |argument: &String| parse(argument).map_err(|error| CliError::spec(option, &error));
-    arguments.iter().map(one).collect()
+    let mut specs = Vec::with_capacity(arguments.len());
+    for argument in arguments {
+        let parsed = parse(argument).map_err(|error| CliError::spec(option, &error))?;
+        let ignored = parsed.ignored.iter();
+        warnings.extend(ignored.map(|why| format!("{option} {argument}: {why}")));
+        specs.push(parsed.spec);
+    }
+    Ok(specs)
+}
+
+fn drives(arguments: &[String], warnings: &mut Vec<String>) -> Result<Drives, CliError> {
+    let mut drives = Drives::new();
+    let specs = parse_each("--drive", arguments, warnings, DriveSpec::parse)?;
+    for (spec, argument) in specs.into_iter().zip(arguments) {
+        let id = spec.id.clone();
+        if drives.insert(id.clone(), spec).is_some() {
+            let problem = format!("the id {id} is taken by another --drive");
+            return Err(CliError::usage(format!("--drive {argument}"), problem));
+        }
+    }
+    Ok(drives)
+}
+
+impl RunConfig {
+    /// Everything with an id, in the order `--disk`, `--object`, `--device`.
+    fn devices_by_option(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, Option<&str>, Option<&DiskSpec>)> {
+        let disks = self.disks.iter();
+        let disks = disks.map(|spec| ("--disk", spec.id.as_deref(), Some(&spec.disk)));
+        let objects = self.objects.iter().map(|spec| ("--object", spec));
+        let devices = self.devices.iter().map(|spec| ("--device", spec));
+        let others = objects.chain(devices);
+        disks.chain(others.map(|(option, spec)| (option, spec.id(), spec.disk())))
+    }
 }
 
 /// Refuses an id that two devices have.
-fn check_ids(config: &RunConfig, disks: &[String], devices: &[String]) -> Result<(), CliError> {
-    let disk_ids = config.disks.iter().map(|spec| spec.id.as_deref());
-    let device_ids = config.devices.iter().map(DeviceSpec::id);
-    let arguments = disks.iter().map(|argument| format!("--disk {argument}"));
-    let arguments = arguments.chain(
-        devices
-            .iter()
-            .map(|argument| format!("--device {argument}")),
-    );
-    let mut seen: HashMap<&str, String> = HashMap::new();
-    for (id, argument) in disk_ids.chain(device_ids).zip(arguments) {
+fn check_ids(config: &RunConfig, arguments: &[String]) -> Result<(), CliError> {
+    let mut seen: HashMap<&str, &str> = HashMap::new();
+    for ((_, id, _), argument) in config.devices_by_option().zip(arguments) {
         let Some(id) = id else { continue };
         if let Some(other) = seen.get(id) {
             return Err(CliError::usage(

@@ -2,18 +2,21 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use devices::legacy::acpi::AcpiRegisters;
+use devices::pci::root::bdf;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::control::command::{CommandError, ErrorClass, Info};
-use crate::control::{Command, CommandSink};
+use crate::control::{Answer, Command, CommandSink};
 use crate::exit::{ExitReason, Outcome};
+use crate::interrupt::Interrupts;
 use crate::live::Live;
 use crate::qtree;
 use crate::registry::{Object, Registry};
+use crate::waits::Condition;
 
 /// The machine as [`CommandSink`] sees it.
 pub struct Commands {
@@ -23,6 +26,8 @@ pub struct Commands {
     pub acpi: Arc<AcpiRegisters>,
     /// The devices.
     pub live: Rc<Live>,
+    /// What they hold of KVM.
+    pub interrupts: Arc<Interrupts>,
     /// vCPUs of the machine.
     pub cpus: u8,
     /// Guest memory in bytes.
@@ -32,63 +37,98 @@ pub struct Commands {
 }
 
 impl CommandSink for Commands {
-    fn execute(&mut self, command: Command) -> Result<Value, CommandError> {
-        match command {
-            Command::Info(info) => self.info(info),
+    fn execute(&mut self, command: Command) -> Result<Answer, CommandError> {
+        let done = match command {
+            Command::Info(info) => self.info(info)?,
             Command::SystemPowerdown => {
                 self.acpi.power_button();
-                Ok(Value::Null)
+                Value::Null
             }
             Command::SystemReset => {
                 self.outcome.end(ExitReason::Reset);
-                Ok(Value::Null)
+                Value::Null
             }
             Command::Quit => {
                 self.outcome.end(ExitReason::Quit);
-                Ok(Value::Null)
+                Value::Null
             }
-            Command::DeviceAdd(spec) => self.live.add(&spec),
-            Command::DeviceDel { wait: Some(_), .. } => Err(CommandError::new(
-                ErrorClass::Unsupported,
-                "device_del wait=: not supported yet; wait for the event device_deleted",
-            )),
-            Command::DeviceDel { id, surprise, .. } => self.live.remove(&id, surprise),
+            Command::DeviceAdd(spec) => self.live.add(&spec)?,
+            Command::DriveAdd(parsed) => self.live.add_drive(parsed)?,
+            Command::DriveDel { id } => self.live.remove_drive(&id)?,
+            Command::ObjectDel { id } => self.live.remove_object(&id)?,
+            Command::DeviceDel { id, surprise, wait } => {
+                return self.device_del(&id, surprise, wait);
+            }
+            Command::Wait { event, id, timeout } => return self.wait(event, id, timeout),
+            Command::NsResize {
+                namespace,
+                size,
+                shrink,
+            } => self.live.resize(&namespace, size, shrink)?,
             Command::NsAttach {
                 namespace,
                 controller,
             } => self
                 .live
-                .set_attached("ns_attach", &namespace, &controller, true),
+                .set_attached("ns_attach", &namespace, &controller, true)?,
             Command::NsDetach {
                 namespace,
                 controller,
             } => self
                 .live
-                .set_attached("ns_detach", &namespace, &controller, false),
-        }
+                .set_attached("ns_detach", &namespace, &controller, false)?,
+        };
+        Ok(Answer::Done(done))
     }
 }
 
 impl Commands {
+    fn device_del(
+        &self,
+        id: &str,
+        surprise: bool,
+        wait: Option<Duration>,
+    ) -> Result<Answer, CommandError> {
+        let begun = self.live.remove(id, surprise)?;
+        let Some(limit) = wait.filter(|_| begun["state"] == "requested") else {
+            return Ok(Answer::Done(begun));
+        };
+        let command = format!("device_del {id} wait={}", limit.as_secs());
+        let condition = Condition::Removal(id.to_owned());
+        let ticket = self.live.later(command, condition, limit)?;
+        Ok(Answer::Later(ticket))
+    }
+
+    fn wait(
+        &self,
+        name: &'static str,
+        id: Option<String>,
+        limit: Duration,
+    ) -> Result<Answer, CommandError> {
+        if let Some(value) = self.live.already(name, id.as_deref())? {
+            return Ok(Answer::Done(value));
+        }
+        let about = id.as_deref().map_or(String::new(), |id| format!(" {id}"));
+        let command = format!("wait {name}{about} timeout={}", limit.as_secs());
+        let condition = Condition::Event { name, id };
+        let ticket = self.live.later(command, condition, limit)?;
+        Ok(Answer::Later(ticket))
+    }
+
     fn info(&self, info: Info) -> Result<Value, CommandError> {
+        self.live.refresh_sizes();
         let registry = &*self.live.registry();
-        registry.refresh_sizes();
         match info {
             Info::Status => Ok(self.status()),
             Info::Qtree { json: false } => Ok(Value::String(qtree::text(registry))),
             Info::Qtree { json: true } => Ok(qtree::json(registry)),
-            Info::Subsys => {
-                let subsystems = registry.iter().filter_map(|(_, object)| match object {
-                    Object::Subsystem(subsystem) => Some(subsystem.info()),
-                    _ => None,
-                });
-                to_value(&json!({ "subsystems": list(subsystems)? }))
-            }
+            Info::Subsys => Ok(json!({ "subsystems": subsystems(registry)? })),
             Info::Nvme => Ok(json!({ "controllers": controllers(registry)? })),
             Info::IoThreads => Ok(json!({ "iothreads": to_value(&registry.io_threads().info())? })),
             Info::Stats => Ok(json!({
                 "controllers": controllers(registry)?,
                 "iothreads": to_value(&registry.io_threads().info())?,
+                "kvm": to_value(&self.interrupts.held())?,
             })),
         }
     }
@@ -102,6 +142,40 @@ impl Commands {
             "version": env!("CARGO_PKG_VERSION"),
         })
     }
+}
+
+/// Each subsystem with its controllers, where they are and how they are, and its namespaces.
+fn subsystems(registry: &Registry) -> Result<Vec<Value>, CommandError> {
+    let mut values = Vec::new();
+    for (_, object) in registry.iter() {
+        let Object::Subsystem(subsystem) = object else {
+            continue;
+        };
+        let info = subsystem.info();
+        let members = info.controllers.iter();
+        let members = members.map(|(cntlid, id)| member(registry, *cntlid, id));
+        let members = members.collect::<Result<Vec<Value>, _>>()?;
+        let mut value = to_value(&info)?;
+        value["controllers"] = members.into();
+        values.push(value);
+    }
+    Ok(values)
+}
+
+fn member(registry: &Registry, cntlid: u16, id: &str) -> Result<Value, CommandError> {
+    let mut value = json!({ "cntlid": cntlid, "id": id });
+    // One that is being added or removed right now is in one of the two only.
+    if let Some(Object::Controller {
+        controller, slot, ..
+    }) = registry.get(id)
+    {
+        let info = controller.info();
+        value["addr"] = bdf(*slot).into();
+        value["state"] = to_value(&info.state)?;
+        value["in_flight"] = info.in_flight.into();
+        value["leaving"] = registry.leaving(id).is_some().into();
+    }
+    Ok(value)
 }
 
 fn controllers(registry: &Registry) -> Result<Vec<Value>, CommandError> {

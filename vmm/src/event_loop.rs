@@ -87,17 +87,26 @@ impl EventLoop {
     /// # Errors
     /// epoll failed.
     pub fn run(&self) -> io::Result<()> {
-        let mut ready = [EpollEvent::default(); 16];
         while !self.stopped.get() {
-            let count = match self.epoll.wait(-1, &mut ready) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            };
-            for event in ready.iter().take(count) {
-                self.dispatch(event);
-                if self.stopped.get() {
-                    break;
-                }
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// Waits once, and calls the handlers of what is ready.
+    ///
+    /// # Errors
+    /// epoll failed.
+    pub fn turn(&self) -> io::Result<()> {
+        let mut ready = [EpollEvent::default(); 16];
+        let count = match self.epoll.wait(-1, &mut ready) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            other => other?,
+        };
+        for event in ready.iter().take(count) {
+            self.dispatch(event);
+            if self.stopped.get() {
+                break;
             }
         }
         Ok(())

@@ -20,6 +20,20 @@ pub struct SpecError {
     pub problem: Problem,
 }
 
+/// What becomes of a property of QEMU's that berth does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// It is left out, with a warning that says why.
+    Ignored(&'static str),
+    /// It is refused, unless its value asks for nothing: `off`, `no`, `false`, 0.
+    Absent,
+    /// It is refused, with what to do instead.
+    Refused(&'static str),
+}
+
+/// Hints by key; a trailing dot stands for a family of properties (`zoned.`).
+pub type Hints = [(&'static str, Hint)];
+
 /// See [`SpecError`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
@@ -138,12 +152,12 @@ impl Properties {
         Ok(properties)
     }
 
-    /// Takes the driver, which no list of allowed keys names.
+    /// Takes the driver, the value of `key`, which no list of allowed keys names.
     ///
     /// # Errors
     /// The name is empty.
-    pub fn take_driver(&mut self) -> Result<Option<String>, SpecError> {
-        let driver = self.take_text("driver")?;
+    pub fn take_driver(&mut self, key: &'static str) -> Result<Option<String>, SpecError> {
+        let driver = self.take_text(key)?;
         self.known.clear();
         Ok(driver)
     }
@@ -254,30 +268,46 @@ impl Properties {
         self.take_with(key, |value| check_id(value).map(|()| value.to_owned()))
     }
 
-    /// Refuses the first property that nobody took. `hints` explains keys that users of QEMU expect.
+    /// Refuses a property that nobody took. `hints` is about keys that users of QEMU expect; what is
+    /// left out by them is returned, as warnings.
     ///
     /// # Errors
-    /// A property is left.
-    pub fn finish(mut self, hints: &[(&str, &'static str)]) -> Result<(), SpecError> {
-        let Some((key, _)) = self.left.first() else {
-            return Ok(());
-        };
-        let key = key.clone();
-        // A trailing dot in the table stands for a family of properties ("zoned.").
-        let hint = hints
-            .iter()
-            .find(|(name, _)| *name == key || (name.ends_with('.') && key.starts_with(name)));
-        if let Some((_, hint)) = hint {
+    /// A property is left that is no such key, or one that is refused.
+    pub fn finish(mut self, hints: &Hints) -> Result<Vec<String>, SpecError> {
+        let mut ignored = Vec::new();
+        for (key, value) in std::mem::take(&mut self.left) {
+            let hint = hints
+                .iter()
+                .find(|(name, _)| *name == key || (name.ends_with('.') && key.starts_with(name)));
+            let hint = match hint {
+                None => return Err(self.unknown_key(key)),
+                Some((_, Hint::Ignored(why))) => {
+                    ignored.push(format!("{key}={value} is ignored: {why}"));
+                    continue;
+                }
+                Some((_, Hint::Absent)) if asks_for_nothing(&value) => continue,
+                Some((_, Hint::Absent)) => "not supported by berth",
+                Some((_, Hint::Refused(why))) => why,
+            };
             return Err(self.error(Problem::Unsupported { key, hint }));
         }
+        Ok(ignored)
+    }
+
+    fn unknown_key(&mut self, key: String) -> SpecError {
         self.known.sort_unstable();
-        Err(self.error(Problem::UnknownKey {
+        self.error(Problem::UnknownKey {
             near: nearest(&key, &self.known),
             key,
             driver: self.driver.clone(),
             allowed: self.known.clone(),
-        }))
+        })
     }
+}
+
+/// Whether a property of this value leaves things as they are without it.
+fn asks_for_nothing(value: &str) -> bool {
+    matches!(parse_bool(value), Ok(false)) || matches!(parse_number(value, 0..=0), Ok(0))
 }
 
 /// Splits at single commas; `,,` becomes a comma.
@@ -435,7 +465,7 @@ mod tests {
     fn properties_are_split_as_qemu_does() {
         let mut properties =
             Properties::parse("nvme,a=1,b,c=x,,y,d=,,,,e=a=b,f=,,,g", "driver").unwrap();
-        assert_eq!(properties.take_driver().unwrap().unwrap(), "nvme");
+        assert_eq!(properties.take_driver("driver").unwrap().unwrap(), "nvme");
         for (key, value) in [
             ("a", "1"),
             ("b", "on"),
@@ -547,16 +577,22 @@ mod tests {
 
     #[test]
     fn what_nobody_took_is_explained() {
-        let hints = [("old", "called new now"), ("zoned.", "not here")];
+        let hints = [
+            ("old", Hint::Refused("called new now")),
+            ("zoned.", Hint::Absent),
+            ("fast", Hint::Ignored("always so")),
+        ];
         let finish = |argument: &str| {
             let mut properties = Properties::parse(argument, "driver").unwrap();
-            properties.take_driver().unwrap();
+            properties.take_driver("driver").unwrap();
             properties.set_driver("d");
             properties.take_text("serial").unwrap();
             properties.take_text("model").unwrap();
             properties.finish(&hints)
         };
-        finish("d,serial=1").unwrap();
+        assert!(finish("d,serial=1,zoned.max=0").unwrap().is_empty());
+        let ignored = finish("d,serial=1,fast=off").unwrap();
+        assert_eq!(ignored, ["fast=off is ignored: always so"]);
         let unknown = "d,serail=1: unknown property \"serail\" of d (did you mean \"serial\"?); \
                        allowed: model, serial";
         assert_eq!(message(finish("d,serail=1")), unknown);
@@ -565,7 +601,7 @@ mod tests {
         assert_eq!(message(finish("d,old=1")), "d,old=1: old: called new now");
         assert_eq!(
             message(finish("d,zoned.max=1")),
-            "d,zoned.max=1: zoned.max: not here"
+            "d,zoned.max=1: zoned.max: not supported by berth"
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::interrupt::{IrqLine, MsiAllocator, MsiGroup, MsiMessage};
@@ -13,6 +13,7 @@ use kvm_bindings::{
     kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
 use kvm_ioctls::VmFd;
+use serde::Serialize;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
@@ -33,6 +34,18 @@ ioctl_iow_nr!(KVM_IOEVENTFD, 0xae, 0x79, kvm_ioeventfd);
 pub struct Interrupts {
     vm: Arc<VmFd>,
     table: Mutex<Table>,
+    ioeventfds: AtomicUsize,
+}
+
+/// What devices hold of KVM. Nothing of a device that is gone may be left in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// Doorbells that KVM turns into events.
+    pub ioeventfds: usize,
+    /// Message-signalled GSIs that are reserved, routed or not.
+    pub gsis: usize,
+    /// Of these, those with a route and so an irqfd.
+    pub irqfds: usize,
 }
 
 /// What each message-signalled GSI is: free, reserved, or routed.
@@ -57,6 +70,7 @@ impl Interrupts {
         let interrupts = Arc::new(Self {
             vm,
             table: Mutex::new(Table { gsis: Vec::new() }),
+            ioeventfds: AtomicUsize::new(0),
         });
         interrupts.commit(&interrupts.table())?;
         Ok(interrupts)
@@ -64,6 +78,17 @@ impl Interrupts {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is in use now.
+    pub fn held(&self) -> Held {
+        let table = self.table();
+        let count = |which: fn(&Gsi) -> bool| table.gsis.iter().filter(|gsi| which(gsi)).count();
+        Held {
+            ioeventfds: self.ioeventfds.load(Ordering::Relaxed),
+            gsis: count(|gsi| *gsi != Gsi::Free),
+            irqfds: count(|gsi| matches!(gsi, Gsi::Routed(_))),
+        }
     }
 
     fn commit(&self, table: &Table) -> io::Result<()> {
@@ -298,11 +323,15 @@ impl Drop for Group {
 
 impl IoEvents for Interrupts {
     fn register(&self, event: &EventFd, address: u64) -> io::Result<()> {
-        self.ioeventfd(event, address, 0)
+        self.ioeventfd(event, address, 0)?;
+        self.ioeventfds.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn unregister(&self, event: &EventFd, address: u64) -> io::Result<()> {
-        self.ioeventfd(event, address, 1 << kvm_ioeventfd_flag_nr_deassign)
+        self.ioeventfd(event, address, 1 << kvm_ioeventfd_flag_nr_deassign)?;
+        self.ioeventfds.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -380,10 +409,17 @@ mod tests {
         vectors
             .update(&[(0, message(0x31)), (7, message(1))])
             .unwrap();
+        let held = |gsis, irqfds| Held {
+            ioeventfds: 0,
+            gsis,
+            irqfds,
+        };
+        assert_eq!(interrupts.held(), held(2, 1));
         vectors.update(&[(0, None), (1, None)]).unwrap();
         vectors.discard();
+        assert_eq!(interrupts.held(), held(2, 0));
         drop(vectors);
-        assert!(interrupts.table().gsis.iter().all(|gsi| *gsi == Gsi::Free));
+        assert_eq!(interrupts.held(), held(0, 0));
     }
 
     fn interrupts_group(allocator: &Allocator, vectors: u16) -> Arc<dyn MsiGroup> {
@@ -398,8 +434,10 @@ mod tests {
         let other = EventFd::new(EFD_NONBLOCK).unwrap();
         interrupts.register(&event, 0xe000_1000).unwrap();
         assert!(interrupts.register(&other, 0xe000_1000).is_err());
+        assert_eq!(interrupts.held().ioeventfds, 1);
         interrupts.unregister(&event, 0xe000_1000).unwrap();
         assert!(interrupts.unregister(&event, 0xe000_1000).is_err());
+        assert_eq!(interrupts.held().ioeventfds, 0);
         interrupts.register(&other, 0xe000_1000).unwrap();
     }
 }

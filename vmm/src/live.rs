@@ -4,71 +4,36 @@
 //! last command on a namespace) is begun here and goes on when a file descriptor becomes readable;
 //! each such wait has a limit.
 
+mod announcements;
+mod removal;
+mod slots;
+#[cfg(test)]
+mod tests;
+
 use std::cell::{Cell, Ref, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use devices::legacy::pci_hotplug::{HotplugSink, PciHotplug};
-use devices::nvme::Controller;
+use devices::legacy::pci_hotplug::PciHotplug;
 use devices::pci::root::bdf;
-use devices::subsystem::{Namespace, Subsystem};
+use devices::storage::ResizeError;
+use devices::subsystem::Namespace;
 use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
+pub use self::announcements::Announcement;
+pub use self::slots::SlotEvents;
 use crate::control::Event;
 use crate::control::command::{CommandError, ErrorClass};
 use crate::event_loop::{EventLoop, EventSet, Watch};
-use crate::registry::{Leaving, Object, Registry};
-use crate::spec::DeviceSpec;
-
-/// How long commands in flight may take before a removal aborts or overtakes them.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-
-/// What the guest did with slots: masks, as it may do so as often as it likes.
-pub struct SlotEvents {
-    ejected: AtomicU32,
-    refused: AtomicU32,
-    event: EventFd,
-}
-
-impl SlotEvents {
-    /// Nothing yet.
-    ///
-    /// # Errors
-    /// No file descriptor left.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            ejected: AtomicU32::new(0),
-            refused: AtomicU32::new(0),
-            event: EventFd::new(EFD_NONBLOCK)?,
-        })
-    }
-
-    fn note(&self, mask: &AtomicU32, slot: u8) {
-        mask.fetch_or(1u32.checked_shl(slot.into()).unwrap_or(0), Ordering::AcqRel);
-        // It fails only at 2^64 - 1 unread writes.
-        let _ = self.event.write(1);
-    }
-}
-
-impl HotplugSink for SlotEvents {
-    fn ejected(&self, slot: u8) {
-        self.note(&self.ejected, slot);
-    }
-
-    fn refused(&self, slot: u8, _status: u32) {
-        self.note(&self.refused, slot);
-    }
-}
-
-fn slots_in(mask: &AtomicU32) -> impl Iterator<Item = u8> + use<> {
-    let mask = mask.swap(0, Ordering::AcqRel);
-    (0..32).filter(move |slot| mask >> slot & 1 != 0)
-}
+use crate::grammar::format_size;
+use crate::registry::{Object, Registry};
+use crate::spec::{DeviceSpec, DriveSpec, Parsed};
+use crate::waits::Waits;
 
 /// The devices of a running machine.
 pub struct Live {
@@ -79,8 +44,11 @@ pub struct Live {
     /// about that controller, not about a later one.
     releasing: Cell<u32>,
     events: Rc<EventLoop>,
-    announcements: RefCell<Vec<Event>>,
+    announcements: RefCell<Vec<Announcement>>,
     announced: EventFd,
+    waits: RefCell<Waits>,
+    /// Ids of the devices that were deleted last.
+    deleted: RefCell<VecDeque<String>>,
     me: Weak<Self>,
 }
 
@@ -104,6 +72,8 @@ impl Live {
             events,
             announcements: RefCell::default(),
             announced,
+            waits: RefCell::default(),
+            deleted: RefCell::default(),
             me: me.clone(),
         });
         live.on(&live.slots.event, |live| {
@@ -117,22 +87,6 @@ impl Live {
     /// The devices as they are.
     pub fn registry(&self) -> Ref<'_, Registry> {
         self.registry.borrow()
-    }
-
-    /// Readable while [`Live::take_announcements`] has something.
-    pub fn announced(&self) -> &EventFd {
-        &self.announced
-    }
-
-    /// Events for all control clients since the last call.
-    pub fn take_announcements(&self) -> Vec<Event> {
-        let _ = self.announced.read();
-        std::mem::take(&mut *self.announcements.borrow_mut())
-    }
-
-    fn announce(&self, event: Event) {
-        self.announcements.borrow_mut().push(event);
-        let _ = self.announced.write(1);
     }
 
     /// Calls `handler` whenever `fd` is readable, for as long as the devices live.
@@ -149,11 +103,32 @@ impl Live {
         })
     }
 
+    /// Calls `then` once, when `fd` is readable.
+    fn once(
+        &self,
+        fd: &impl std::os::fd::AsRawFd,
+        then: impl FnOnce(&Self) + 'static,
+    ) -> io::Result<Watch> {
+        let own = Rc::new(Cell::new(None));
+        let (itself, mut then) = (Rc::clone(&own), Some(then));
+        let watch = self.on(fd, move |live| {
+            if let Some(watch) = itself.take() {
+                live.events.remove(watch);
+            }
+            if let Some(then) = then.take() {
+                then(live);
+            }
+        })?;
+        own.set(Some(watch));
+        Ok(watch)
+    }
+
     /// Adds a device. A controller is told to the guest.
     ///
     /// # Errors
     /// As for `--device`; nothing is left of the device then.
-    pub fn add(&self, spec: &DeviceSpec) -> Result<Value, CommandError> {
+    pub fn add(&self, device: &Parsed<DeviceSpec>) -> Result<Value, CommandError> {
+        let spec = &device.spec;
         let added = {
             let mut registry = self.registry.borrow_mut();
             registry.set_releasing(self.still_releasing());
@@ -180,6 +155,7 @@ impl Live {
             }
             _ => {}
         }
+        warn(&mut reply, &device.ignored);
         self.announce(
             Event::new("device_added")
                 .with("id", id)
@@ -188,192 +164,90 @@ impl Live {
         Ok(reply)
     }
 
-    /// Removes a device, or begins to. The event `device_deleted` says when it is gone.
+    /// Makes an image known by an id.
     ///
     /// # Errors
-    /// No such device, or it is in use.
-    pub fn remove(&self, id: &str, surprise: bool) -> Result<Value, CommandError> {
-        let refused =
-            |class, why: String| CommandError::new(class, format!("device_del {id}: {why}"));
-        let leaving = self.registry().leaving(id);
-        match leaving {
-            Some(Leaving::Ending) => {
-                let why = "its removal is under way: wait for its device_deleted";
-                return Err(refused(ErrorClass::InUse, why.into()));
-            }
-            Some(Leaving::Asked) if !surprise => return Ok(self.ask_again(id)),
-            Some(Leaving::Asked) | None => {}
+    /// The id is taken.
+    pub fn add_drive(&self, drive: Parsed<DriveSpec>) -> Result<Value, CommandError> {
+        let Parsed { spec, ignored } = drive;
+        let id = spec.id.clone();
+        let mut registry = self.registry.borrow_mut();
+        if registry.drives().contains_key(&id) {
+            let why = format!("drive_add id={id}: is in use by another drive: choose another id");
+            return Err(CommandError::new(ErrorClass::Exists, why));
         }
-        let found = self.registry().get(id).cloned();
-        let state = match found {
+        let mut reply = json!({ "id": id });
+        warn(&mut reply, &ignored);
+        registry.drives().insert(id, spec);
+        Ok(reply)
+    }
+
+    /// Forgets the id of an image.
+    ///
+    /// # Errors
+    /// There is no such drive.
+    pub fn remove_drive(&self, id: &str) -> Result<Value, CommandError> {
+        match self.registry.borrow_mut().drives().remove(id) {
+            Some(_) => Ok(json!({ "id": id })),
             None => {
-                return Err(refused(
-                    ErrorClass::NotFound,
-                    "no device has this id".into(),
-                ));
+                let why = format!("drive_del {id}: no drive has this id");
+                Err(CommandError::new(ErrorClass::NotFound, why))
             }
-            Some(Object::Subsystem(subsystem)) => {
-                let inside = self.registry().inside(&subsystem);
-                if !inside.is_empty() {
-                    let why = format!("in use by {}: remove these first", inside.join(", "));
-                    return Err(refused(ErrorClass::InUse, why));
-                }
-                self.gone(id);
-                "deleted"
-            }
+        }
+    }
+
+    /// Has every subsystem look at its images' sizes again, and tells of those that changed.
+    pub fn refresh_sizes(&self) {
+        let changed = self.registry().refresh_sizes();
+        changed.iter().for_each(|namespace| self.resized(namespace));
+    }
+
+    fn resized(&self, namespace: &Namespace) {
+        let event = Event::new("ns_changed").with("id", namespace.id());
+        self.announce(event.with("size", namespace.bytes()));
+    }
+
+    /// Changes the size of a namespace and of its image. The guest and all clients are told.
+    ///
+    /// # Errors
+    /// The id is no namespace's, or the namespace cannot have this size.
+    pub fn resize(&self, id: &str, size: u64, shrink: bool) -> Result<Value, CommandError> {
+        let refused =
+            |class, why: String| CommandError::new(class, format!("ns_resize {id}: {why}"));
+        let (namespace, subsystem) = match self.registry().get(id) {
             Some(Object::Namespace {
                 namespace,
                 subsystem,
-            }) => {
-                let begun = self.remove_namespace(id, namespace, &subsystem);
-                begun.map_err(|error| refused(ErrorClass::Failed, error.to_string()))?;
-                "requested"
+            }) => (Arc::clone(namespace), Arc::clone(subsystem)),
+            Some(_) => {
+                let why = "this is no namespace".into();
+                return Err(refused(ErrorClass::Argument, why));
             }
-            Some(Object::Controller {
-                controller, slot, ..
-            }) => {
-                if surprise {
-                    let begun = self.pull(id, &controller, slot);
-                    begun.map_err(|error| refused(ErrorClass::Failed, error.to_string()))?;
-                } else {
-                    let mut registry = self.registry.borrow_mut();
-                    registry.set_leaving(id, Leaving::Asked);
-                    self.hotplug.ask_removal(slot);
-                }
-                "requested"
+            None => {
+                let why = "no device has this id".into();
+                return Err(refused(ErrorClass::NotFound, why));
             }
         };
-        Ok(json!({ "id": id, "state": state }))
-    }
-
-    /// A second request for a controller: the first may have come before the guest could hear it.
-    fn ask_again(&self, id: &str) -> Value {
-        if let Some(slot) = self.registry().slot(id)
-            && self.hotplug.removal_unread(slot)
-        {
-            self.hotplug.ask_removal(slot);
+        let now = namespace.bytes();
+        if size < now && !shrink {
+            let why = format!(
+                "{} is less than the {} that it has, and what is behind would be lost; \
+                 if that is wanted: ns_resize {id} {size} shrink",
+                format_size(size),
+                format_size(now)
+            );
+            return Err(refused(ErrorClass::Argument, why));
         }
-        json!({ "id": id, "state": "requested" })
-    }
-
-    /// Slots that the guest has in hand. One whose request it never read is free: the next
-    /// controller's arrival takes the request back.
-    fn still_releasing(&self) -> u32 {
-        let unread = |slot: &u8| self.hotplug.removal_unread(*slot);
-        let unread: u32 = (1..32).filter(unread).map(|slot| 1 << slot).sum();
-        self.releasing.get() & !unread
-    }
-
-    /// Takes a namespace off its bus; it is gone when its last command is.
-    fn remove_namespace(
-        &self,
-        id: &str,
-        namespace: Arc<Namespace>,
-        subsystem: &Arc<Subsystem>,
-    ) -> io::Result<()> {
-        let closed = EventFd::new(EFD_NONBLOCK)?;
-        let deadline = timer(DRAIN_LIMIT)?;
-        namespace.notify_closed(closed.try_clone()?);
-        {
-            let mut registry = self.registry.borrow_mut();
-            registry.take(id);
-            registry.set_leaving(id, Leaving::Ending);
+        subsystem
+            .resize(namespace.nsid(), size)
+            .map_err(|error| match error {
+                ResizeError::Host(_) => refused(ErrorClass::Failed, error.to_string()),
+                _ => refused(ErrorClass::Argument, error.to_string()),
+            })?;
+        if namespace.bytes() != now {
+            self.resized(&namespace);
         }
-        subsystem.remove_namespace(namespace.nsid());
-        let weak = Arc::downgrade(&namespace);
-        drop(namespace);
-        let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
-        let late = {
-            let (subsystem, id) = (Arc::clone(subsystem), id.to_owned());
-            self.on(&deadline, move |live| {
-                let Some(namespace) = weak.upgrade() else {
-                    return;
-                };
-                tracing::warn!("device_del {id}: aborting the commands that are still in flight");
-                for controller in live.registry().controllers_of(&subsystem) {
-                    controller.abort_namespace(&namespace);
-                }
-            })?
-        };
-        let gone = {
-            let (watches, id) = (Rc::clone(&watches), id.to_owned());
-            self.on(&closed, move |live| {
-                watches
-                    .take()
-                    .into_iter()
-                    .for_each(|watch| live.events.remove(watch));
-                live.gone(&id);
-            })?
-        };
-        watches.borrow_mut().extend([late, gone]);
-        Ok(())
-    }
-
-    /// Surprise removal: DMA and interrupts stop, then nothing answers, then the guest is told.
-    fn pull(&self, id: &str, controller: &Arc<Controller>, slot: u8) -> io::Result<()> {
-        let quiet = EventFd::new(EFD_NONBLOCK)?;
-        let deadline = timer(DRAIN_LIMIT)?;
-        self.registry.borrow_mut().set_leaving(id, Leaving::Ending);
-        let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();
-        let finish = |watches: &Rc<RefCell<Vec<Watch>>>| {
-            let (watches, id) = (Rc::clone(watches), id.to_owned());
-            move |live: &Self| {
-                watches
-                    .take()
-                    .into_iter()
-                    .for_each(|watch| live.events.remove(watch));
-                live.unplug(&id, slot);
-                // The guest finds that nothing answers, and lets go.
-                live.releasing.set(live.releasing.get() | 1 << slot);
-                live.hotplug.ask_removal(slot);
-            }
-        };
-        let ended = self.on(&quiet, finish(&watches))?;
-        let late = self.on(&deadline, finish(&watches))?;
-        watches.borrow_mut().extend([ended, late]);
-        controller.stop(quiet);
-        Ok(())
-    }
-
-    fn slots_changed(&self) {
-        for slot in slots_in(&self.slots.refused) {
-            let id = self.registry().in_slot(slot);
-            if let Some(id) = id
-                && self.registry.borrow_mut().end_leaving(&id)
-            {
-                self.announce(Event::new("device_del_refused").with("id", id));
-            }
-        }
-        // The guest may also let go of a controller by itself.
-        for slot in slots_in(&self.slots.ejected) {
-            let pulled = self.releasing.get();
-            self.releasing.set(pulled & !(1 << slot));
-            if pulled >> slot & 1 != 0 {
-                continue;
-            }
-            let id = self.registry().in_slot(slot);
-            if let Some(id) = id {
-                self.unplug(&id, slot);
-            }
-        }
-    }
-
-    /// Takes a controller out of its slot. Its namespaces stay.
-    fn unplug(&self, id: &str, slot: u8) {
-        if self.registry().slot(id) == Some(slot) {
-            self.registry().pci().remove(slot);
-            self.gone(id);
-        }
-    }
-
-    /// The id can be used again.
-    fn gone(&self, id: &str) {
-        {
-            let mut registry = self.registry.borrow_mut();
-            registry.take(id);
-            registry.end_leaving(id);
-        }
-        self.announce(Event::new("device_deleted").with("id", id));
+        Ok(json!({ "id": id, "nsid": namespace.nsid(), "size": namespace.bytes() }))
     }
 
     /// Attaches a namespace to a controller, or detaches it.
@@ -422,6 +296,13 @@ impl Live {
                 .with("controller", controller),
         );
         Ok(json!({ "id": namespace, "nsid": nsid, "attached": attached_to }))
+    }
+}
+
+/// Adds to a reply what of the command was left out.
+fn warn(reply: &mut Value, ignored: &[String]) {
+    if !ignored.is_empty() {
+        reply["warnings"] = ignored.into();
     }
 }
 

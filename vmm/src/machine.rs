@@ -126,6 +126,8 @@ pub struct Machine {
     pub hotplug: Arc<PciHotplug>,
     /// What the guest says to that.
     pub slots: Arc<SlotEvents>,
+    /// What devices hold of KVM.
+    pub interrupts: Arc<Interrupts>,
     shared: Shared,
     vcpus: Vec<Vcpu>,
     outputs: Vec<Output>,
@@ -166,7 +168,7 @@ impl Machine {
         shared
             .ports
             .insert(pci_hotplug::BASE, pci_hotplug::LEN, hotplug.clone())?;
-        let registry = registry(config, &shared, interrupts, Rc::clone(events))?;
+        let registry = registry(config, &shared, &interrupts, Rc::clone(events))?;
         let entry = load_kernel(config, &shared.ram)?;
         let template = Template::new(&kvm, config.cpus)?;
         let vcpus = (0..config.cpus)
@@ -181,6 +183,7 @@ impl Machine {
             acpi,
             hotplug,
             slots,
+            interrupts,
             shared,
             vcpus,
             outputs: outputs.into_iter().flatten().collect(),
@@ -300,7 +303,7 @@ fn legacy_devices(
 fn registry(
     config: &RunConfig,
     shared: &Shared,
-    interrupts: Arc<Interrupts>,
+    interrupts: &Arc<Interrupts>,
     events: Rc<EventLoop>,
 ) -> Result<Registry, MachineError> {
     let io_threads =
@@ -308,12 +311,13 @@ fn registry(
     let mut registry = Registry::new(Parts {
         ram: shared.ram.clone(),
         pci: pci_root(shared, config.memory)?,
-        msi: Arc::new(Allocator(Arc::clone(&interrupts))),
-        io_events: interrupts,
+        msi: Arc::new(Allocator(Arc::clone(interrupts))),
+        io_events: Arc::clone(interrupts) as Arc<_>,
         io_threads,
         events,
     });
-    registry.add_all(&config.disks, &config.devices)?;
+    registry.drives().clone_from(&config.drives);
+    registry.add_all(&config.disks, &config.objects, &config.devices)?;
     Ok(registry)
 }
 

@@ -21,6 +21,7 @@ mod spec;
 mod stderr;
 mod terminal;
 mod vcpu;
+mod waits;
 
 use std::process::ExitCode;
 

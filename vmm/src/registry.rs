@@ -2,120 +2,33 @@
 //!
 //! Both `--device` and `device_add` end here. The registry belongs to the main thread.
 
+mod error;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use devices::interrupt::MsiAllocator;
 use devices::ioevent::IoEvents;
-use devices::nvme::{Controller, ControllerConfig, ControllerError, ControllerParts, IoThreads};
-use devices::pci::root::{PciError, PciRoot, bdf};
+use devices::nvme::{Controller, ControllerConfig, ControllerParts, IoThreads};
+use devices::pci::root::{PciRoot, bdf};
 use devices::ram::GuestRam;
 use devices::storage::{self, Backend, BackendConfig, BackendKind, OpenError};
-use devices::subsystem::{Namespace, NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError};
+use devices::subsystem::{Namespace, NamespaceConfig, Subsystem, SubsystemConfig};
 use uuid::Uuid;
 
-use crate::control::command::ErrorClass;
+use self::error::host;
+pub use self::error::{DeviceError, Problem};
 use crate::event_loop::{EventLoop, EventSet, Watch};
-use crate::exit::USAGE;
 use crate::spec::{
     BackendSpec, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES, DeviceSpec,
-    DiskSpec, NamespaceSpec, SubsystemSpec, default_nqn,
+    DiskSpec, Drives, NamespaceSpec, SubsystemSpec, default_nqn,
 };
 
 /// Model number of controllers that are given none.
 const MODEL: &str = "berth NVMe Controller";
 /// Longest serial number (NVMe Base 2.0c, 5.17.2.1).
 const SERIAL_LEN: usize = 20;
-
-/// Why a device cannot be added: the device, and what is wrong.
-#[derive(Debug, thiserror::Error)]
-#[error("{device}: {problem}")]
-pub struct DeviceError {
-    /// Driver, and id where it was given one.
-    pub device: String,
-    /// What is wrong.
-    pub problem: Problem,
-}
-
-/// See [`DeviceError`].
-#[derive(Debug, thiserror::Error)]
-pub enum Problem {
-    /// The id is taken.
-    #[error("id={0} is in use by another device: choose another id")]
-    Duplicate(String),
-    /// The device that has the id is being removed.
-    #[error("id={0} is in use by a device that is being removed: wait for its device_deleted")]
-    Leaving(String),
-    /// The guest has the slot's last controller still in hand.
-    #[error("addr: the guest is still letting go of {0}: try again, or choose another slot")]
-    Releasing(String),
-    /// Hosts take two subsystems with one NQN for one.
-    #[error("nqn={nqn}: subsystem '{id}' has this NQN: give another one, or use that subsystem")]
-    DuplicateNqn {
-        /// The NQN.
-        nqn: String,
-        /// Who has it.
-        id: String,
-    },
-    /// Nothing has that id.
-    #[error("{key}={id}: no device has this id; {known}")]
-    NotFound {
-        /// The property.
-        key: &'static str,
-        /// Its value.
-        id: String,
-        /// What could have been meant.
-        known: String,
-    },
-    /// Something has that id, but not what is needed.
-    #[error("{key}={id}: this is a {found}, it must be {needed}")]
-    WrongKind {
-        /// The property.
-        key: &'static str,
-        /// Its value.
-        id: String,
-        /// Driver of what has the id.
-        found: &'static str,
-        /// What is needed.
-        needed: &'static str,
-    },
-    /// The controller of a private namespace is in another subsystem.
-    #[error("ctrl={ctrl}: this controller is in subsystem '{actual}', not in '{subsystem}'")]
-    OtherSubsystem {
-        /// The controller.
-        ctrl: String,
-        /// The subsystem that it is in.
-        actual: String,
-        /// The subsystem of the namespace.
-        subsystem: String,
-    },
-    /// The image or memory behind a namespace.
-    #[error(transparent)]
-    Backend(#[from] OpenError),
-    /// The subsystem refused.
-    #[error(transparent)]
-    Subsystem(#[from] SubsystemError),
-    /// The controller cannot be made.
-    #[error(transparent)]
-    Controller(#[from] ControllerError),
-    /// The slot, or the room for BARs.
-    #[error(transparent)]
-    Pci(#[from] PciError),
-    /// The host refused something.
-    #[error("cannot make {what}: {source}")]
-    Host {
-        /// What was to be made.
-        what: &'static str,
-        /// What the host said.
-        source: io::Error,
-    },
-}
-
-fn host(what: &'static str) -> impl FnOnce(io::Error) -> Problem {
-    move |source| Problem::Host { what, source }
-}
 
 /// What devices are made with.
 #[derive(Clone)]
@@ -159,34 +72,17 @@ pub enum Object {
     },
 }
 
-impl DeviceError {
-    /// What kind of error it is to a control client.
-    pub fn class(&self) -> ErrorClass {
-        match &self.problem {
-            Problem::Duplicate(_)
-            | Problem::Leaving(_)
-            | Problem::Releasing(_)
-            | Problem::Subsystem(
-                SubsystemError::NsidInUse { .. } | SubsystemError::CntlidInUse { .. },
-            )
-            | Problem::Pci(PciError::SlotInUse { .. }) => ErrorClass::Exists,
-            Problem::NotFound { .. } => ErrorClass::NotFound,
-            Problem::Backend(_) | Problem::Host { .. } => ErrorClass::Failed,
-            _ => ErrorClass::Argument,
-        }
-    }
-
-    /// [`USAGE`] if the command line is wrong whatever the host is like, else 1.
-    pub fn status(&self) -> u8 {
-        match self.problem {
-            Problem::Backend(_) | Problem::Host { .. } => 1,
-            Problem::Controller(ControllerError::Event(_)) => 1,
-            _ => USAGE,
-        }
-    }
-}
-
 impl Object {
+    /// The subsystem that the device is in.
+    pub fn within(&self) -> Option<&Arc<Subsystem>> {
+        match self {
+            Self::Subsystem(_) => None,
+            Self::Namespace { subsystem, .. } | Self::Controller { subsystem, .. } => {
+                Some(subsystem)
+            }
+        }
+    }
+
     /// The driver's name.
     pub fn driver(&self) -> &'static str {
         match self {
@@ -213,9 +109,18 @@ pub struct Registry {
     /// Ids that the command line gives to devices still to come: not for automatic ones.
     reserved: BTreeSet<String>,
     /// Devices whose removal was begun, by their ids, which are theirs until they are gone.
-    leaving: BTreeMap<String, Leaving>,
+    leaving: BTreeMap<String, Departure>,
     /// Slots that the guest is still letting go of: not for new controllers.
     releasing: u32,
+    /// What `drive=` of a device may name.
+    drives: Drives,
+}
+
+/// A removal that was begun.
+struct Departure {
+    state: Leaving,
+    /// The subsystem that the device is in until it is gone.
+    subsystem: Option<Arc<Subsystem>>,
 }
 
 /// How far a removal is.
@@ -236,31 +141,75 @@ impl Registry {
             reserved: BTreeSet::new(),
             leaving: BTreeMap::new(),
             releasing: 0,
+            drives: Drives::new(),
         }
     }
 
-    /// Adds what the command line asks for: first the disks, then the devices in their order.
+    /// The drives that devices to come may name.
+    pub fn drives(&mut self) -> &mut Drives {
+        &mut self.drives
+    }
+
+    /// Adds what the command line asks for. Its order does not matter: subsystems come first, then
+    /// controllers, then namespaces.
     ///
     /// # Errors
     /// The first device that cannot be added.
     pub fn add_all(
         &mut self,
         disks: &[NamespaceSpec],
+        objects: &[DeviceSpec],
         devices: &[DeviceSpec],
     ) -> Result<(), DeviceError> {
         let disk_ids = disks.iter().filter_map(|disk| disk.id.as_deref());
-        let ids = disk_ids.chain(devices.iter().filter_map(DeviceSpec::id));
+        let others = objects.iter().chain(devices);
+        let ids = disk_ids.chain(others.filter_map(DeviceSpec::id));
         self.reserved = ids.map(str::to_owned).collect();
         self.add_disks(disks)?;
-        for device in devices {
-            self.add(device).map_err(|error| DeviceError {
-                device: format!("--device {}", error.device),
-                ..error
-            })?;
-        }
+        let objects = objects.iter().map(|spec| ("--object", spec));
+        let given: Vec<_> = objects
+            .chain(devices.iter().map(|spec| ("--device", spec)))
+            .collect();
+        self.add_in_order(&given)?;
         self.reserved.clear();
         self.warn_of_unseen();
         Ok(())
+    }
+
+    fn add_in_order(&mut self, given: &[(&str, &DeviceSpec)]) -> Result<(), DeviceError> {
+        // What each has been given as an id, in the places of the command line.
+        let mut ids: Vec<Option<String>> = vec![None; given.len()];
+        let default = self.last_controller();
+        for turn in 0..3 {
+            for (at, (option, spec)) in given.iter().enumerate() {
+                let mut spec = (*spec).clone();
+                let its_turn = match &mut spec {
+                    DeviceSpec::Subsystem(_) => 0,
+                    DeviceSpec::Controller(_) => 1,
+                    DeviceSpec::Namespace(namespace) => {
+                        if namespace.bus.is_none() {
+                            namespace.bus = nearest_controller(given, &ids, at, default.as_deref());
+                        }
+                        2
+                    }
+                };
+                if its_turn != turn {
+                    continue;
+                }
+                let added = self.add(&spec).map_err(|error| DeviceError {
+                    device: format!("{option} {}", error.device),
+                    ..error
+                })?;
+                ids[at] = Some(added);
+            }
+        }
+        Ok(())
+    }
+
+    fn last_controller(&self) -> Option<String> {
+        let is_one = |(_, object): &&(String, Object)| matches!(object, Object::Controller { .. });
+        let last = self.objects.iter().rev().find(is_one)?;
+        Some(last.0.clone())
     }
 
     /// Warns of namespaces that the guest will not see, though nothing says that this is wanted.
@@ -314,12 +263,12 @@ impl Registry {
     }
 
     /// Has every subsystem look at its images' sizes again; controllers hear of what changed.
-    pub fn refresh_sizes(&self) {
-        for (_, object) in &self.objects {
-            if let Object::Subsystem(subsystem) = object {
-                subsystem.refresh_sizes();
-            }
-        }
+    pub fn refresh_sizes(&self) -> Vec<Arc<Namespace>> {
+        let refresh = |(_, object): (&str, &Object)| match object {
+            Object::Subsystem(subsystem) => subsystem.refresh_sizes(),
+            _ => Vec::new(),
+        };
+        self.iter().flat_map(refresh).collect()
     }
 
     /// The device with this id.
@@ -340,12 +289,14 @@ impl Registry {
 
     /// How far the removal of this device is, if it was begun.
     pub fn leaving(&self, id: &str) -> Option<Leaving> {
-        self.leaving.get(id).copied()
+        self.leaving.get(id).map(|departure| departure.state)
     }
 
-    /// The removal of this device begins or goes on.
+    /// The removal of this device, which is still listed, begins or goes on.
     pub fn set_leaving(&mut self, id: &str, state: Leaving) {
-        self.leaving.insert(id.to_owned(), state);
+        let subsystem = self.get(id).and_then(Object::within).cloned();
+        self.leaving
+            .insert(id.to_owned(), Departure { state, subsystem });
     }
 
     /// The device stays, or is gone; `false` if its removal was not begun.
@@ -379,11 +330,12 @@ impl Registry {
         }
     }
 
-    /// Id of the controller in a slot.
+    /// Id of the controller in a slot; not one that was pulled.
     pub fn in_slot(&self, slot: u8) -> Option<String> {
         let mut ids = self.iter().map(|(id, _)| id);
-        ids.find(|id| self.slot(id) == Some(slot))
-            .map(str::to_owned)
+        let there =
+            |id: &&str| self.slot(id) == Some(slot) && self.leaving(id) != Some(Leaving::Ending);
+        ids.find(there).map(str::to_owned)
     }
 
     /// Controllers that link to a subsystem.
@@ -401,15 +353,17 @@ impl Registry {
 
     /// Controllers and namespaces in a subsystem, those that are leaving included, for messages.
     pub fn inside(&self, of: &Arc<Subsystem>) -> Vec<String> {
-        let inside = |(id, object): (&str, &Object)| match object {
-            Object::Controller { subsystem, .. } | Object::Namespace { subsystem, .. }
-                if Arc::ptr_eq(subsystem, of) =>
-            {
-                Some(format!("{} '{id}'", object.driver()))
-            }
-            _ => None,
-        };
-        self.iter().filter_map(inside).collect()
+        let is_it = |other: Option<&Arc<Subsystem>>| other.is_some_and(|it| Arc::ptr_eq(it, of));
+        let listed = self
+            .iter()
+            .filter(|(_, object)| is_it(object.within()))
+            .map(|(id, object)| format!("{} '{id}'", object.driver()));
+        let leaving = self
+            .leaving
+            .iter()
+            .filter(|(id, left)| self.get(id).is_none() && is_it(left.subsystem.as_ref()))
+            .map(|(id, _)| format!("'{id}' (being removed)"));
+        listed.chain(leaving).collect()
     }
 
     /// Where controllers are plugged in.
@@ -464,7 +418,7 @@ impl Registry {
         let id = self.choose_id(spec.id.as_deref(), "ns")?;
         let place = self.place_for(spec)?;
         let ctrl = self.controller_for(spec, &place)?;
-        let backend = open(&spec.disk)?;
+        let backend = self.open(&spec.disk)?;
         let config = NamespaceConfig {
             id: id.clone(),
             nsid: spec.nsid,
@@ -491,34 +445,21 @@ impl Registry {
 
     /// The subsystem of a namespace: that of `bus`, of the controller defined last, or a new one.
     fn place_for(&self, spec: &NamespaceSpec) -> Result<Place, Problem> {
-        let (controller, object) = match &spec.bus {
-            Some(bus) => (bus, self.named("bus", bus)?),
-            None => {
-                let last =
-                    |(_, object): &&(String, Object)| matches!(object, Object::Controller { .. });
-                match self.objects.iter().rev().find(last) {
-                    Some((id, object)) => (id, object),
-                    None => {
-                        return Ok(Place {
-                            // Controllers may come, and nothing says that it is only one.
-                            subsystem: self.make_subsystem(true)?,
-                            controller: None,
-                            made: true,
-                        });
-                    }
-                }
-            }
+        let Some(bus) = spec.bus.clone().or_else(|| self.last_controller()) else {
+            return Ok(Place {
+                // Controllers may come, and nothing says that it is only one.
+                subsystem: self.make_subsystem(true)?,
+                controller: None,
+                made: true,
+            });
         };
+        let object = self.named("bus", &bus)?;
         let (subsystem, controller) = match object {
             Object::Subsystem(subsystem) => (subsystem, None),
-            Object::Controller { subsystem, .. } => (subsystem, Some(controller.clone())),
+            Object::Controller { subsystem, .. } => (subsystem, Some(bus)),
             Object::Namespace { .. } => {
-                return Err(wrong_kind(
-                    "bus",
-                    controller,
-                    object,
-                    "a subsystem or a controller",
-                ));
+                let needed = "a subsystem or a controller";
+                return Err(wrong_kind("bus", &bus, object, needed));
             }
         };
         Ok(Place {
@@ -559,7 +500,7 @@ impl Registry {
     fn add_controller(&mut self, spec: &ControllerSpec) -> Result<String, Problem> {
         let id = self.choose_id(spec.id.as_deref(), "nvme")?;
         // First what is most likely to fail, so that nothing has to be undone.
-        let disk = spec.disk.as_ref().map(open).transpose()?;
+        let disk = spec.disk.as_ref().map(|disk| self.open(disk)).transpose()?;
         let subsystem = match &spec.subsys {
             Some(name) => match self.named("subsys", name)? {
                 Object::Subsystem(subsystem) => Arc::clone(subsystem),
@@ -727,9 +668,34 @@ impl Registry {
         }
     }
 
+    fn open(&self, disk: &DiskSpec) -> Result<Arc<dyn Backend>, OpenError> {
+        let mut disk = disk.clone();
+        disk.resolve(&self.drives);
+        open(&disk)
+    }
+
     fn insert(&mut self, id: &str, object: Object) {
         self.objects.push((id.into(), object));
     }
+}
+
+/// The controller whose subsystem a namespace without `bus` goes to: the last one before it on the
+/// command line, the default one, or the first one behind it.
+fn nearest_controller(
+    given: &[(&str, &DeviceSpec)],
+    ids: &[Option<String>],
+    at: usize,
+    default: Option<&str>,
+) -> Option<String> {
+    let controller = |index: &usize| matches!(given[*index].1, DeviceSpec::Controller(_));
+    let before = (0..at).rev().find(controller);
+    let behind = (at..given.len()).find(controller);
+    let id = |index: usize| ids[index].as_deref();
+    before
+        .and_then(id)
+        .or(default)
+        .or_else(|| behind.and_then(id))
+        .map(str::to_owned)
 }
 
 fn wrong_kind(key: &'static str, id: &str, found: &Object, needed: &'static str) -> Problem {
@@ -758,6 +724,10 @@ fn open(disk: &DiskSpec) -> Result<Arc<dyn Backend>, OpenError> {
         BackendSpec::File { path, cache } => BackendKind::File {
             path: path.clone(),
             cache: *cache,
+        },
+        BackendSpec::Drive { drive, cache } => BackendKind::File {
+            path: drive.into(),
+            cache: cache.unwrap_or_default(),
         },
         BackendSpec::Memory(size) => BackendKind::Memory { size: *size },
         BackendSpec::Null(size) => BackendKind::Null { size: *size },

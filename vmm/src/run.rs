@@ -13,7 +13,7 @@ use crate::console;
 use crate::control::{ControlServer, Event};
 use crate::event_loop::{EventLoop, EventSet, Watch};
 use crate::exit::{ExitReason, Outcome};
-use crate::live::Live;
+use crate::live::{Announcement, Live};
 use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
 use crate::stderr;
@@ -22,6 +22,9 @@ use crate::terminal::{self, RawMode};
 /// Runs a machine and returns the exit status; the reason goes to standard error.
 pub fn run(config: &RunConfig) -> u8 {
     start_logging(config.verbosity);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     match run_machine(config) {
         Ok(reason) => {
             stderr::say(format_args!("berth: {reason}"));
@@ -91,6 +94,7 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
         outcome: Arc::clone(&machine.outcome),
         acpi: Arc::clone(&machine.acpi),
         live,
+        interrupts: Arc::clone(&machine.interrupts),
         cpus: config.cpus,
         memory: config.memory,
         started: Instant::now(),
@@ -121,9 +125,10 @@ fn serve(events: &EventLoop, mut commands: Commands, control: ControlServer) -> 
     if let Some(reason) = outcome.reason()
         && let Some(name) = reason.event()
     {
-        let event = Event::new(name).with("status", reason.status());
-        control.borrow_mut().broadcast(&event);
+        live.announce(Event::new(name).with("status", reason.status()));
     }
+    live.end_waits();
+    tell(&live, &control);
     // With its last holder the control server goes, and with it its FIFOs and its socket.
     events.remove(watch);
     result
@@ -136,14 +141,21 @@ fn watch_announcements(
     control: &Rc<RefCell<ControlServer>>,
 ) -> anyhow::Result<Watch> {
     let (source, control) = (Rc::clone(live), Rc::clone(control));
-    let tell = move |_| {
-        for event in source.take_announcements() {
-            control.borrow_mut().broadcast(&event);
-        }
-    };
     events
-        .add(live.announced(), EventSet::IN, tell)
+        .add(live.announced(), EventSet::IN, move |_| {
+            tell(&source, &control);
+        })
         .context("cannot watch for announcements")
+}
+
+fn tell(live: &Live, control: &RefCell<ControlServer>) {
+    for announcement in live.take_announcements() {
+        let mut control = control.borrow_mut();
+        match announcement {
+            Announcement::Event(event) => control.broadcast(&event),
+            Announcement::Reply(ticket, result) => control.finish(ticket, result),
+        }
+    }
 }
 
 fn watch_end(events: &Rc<EventLoop>, outcome: &Outcome) -> anyhow::Result<()> {

@@ -4,11 +4,17 @@
 //! and properties that exclude each other. Whether an id exists, a slot is free or a file opens is for
 //! the machine to say.
 
+mod qemu;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use devices::storage::CacheMode;
 use uuid::Uuid;
 
+use self::qemu::{CONTROLLER_HINTS, DRIVE_HINTS, NAMESPACE_HINTS, SUBSYSTEM_HINTS};
 use crate::grammar::{Problem, Properties, SpecError, format_size, nearest, parse_size};
 
 /// Highest NSID that berth gives out; also the number of namespaces a subsystem can hold.
@@ -35,6 +41,7 @@ pub const DEFAULT_BLOCK_SIZE: u32 = 512;
 
 const DRIVERS: [&str; 3] = ["nvme", "nvme-ns", "nvme-subsys"];
 const KNOWN_DRIVERS: &str = "nvme, nvme-ns, nvme-subsys";
+const KNOWN_TYPES: &str = "nvme-ns, nvme-subsys";
 const MAX_MEMORY_BYTES: u64 = 1 << 40;
 const MAX_NULL_BYTES: u64 = 1 << 50;
 
@@ -136,36 +143,77 @@ pub enum BackendSpec {
         /// How the host's page cache is used.
         cache: CacheMode,
     },
+    /// A drive by its id, or else the path of an image; see [`DiskSpec::resolve`].
+    Drive {
+        /// Id or path.
+        drive: String,
+        /// How the host's page cache is used; `None` is as the drive says.
+        cache: Option<CacheMode>,
+    },
     /// Anonymous memory of this many bytes, a multiple of the block size.
     Memory(u64),
     /// Reads zeroes and forgets writes; this many bytes, a multiple of the block size.
     Null(u64),
 }
 
-impl std::str::FromStr for DeviceSpec {
-    type Err = SpecError;
+/// The two ways to say what a device is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `--device` and `device_add`.
+    Device,
+    /// `--object` and `object_add`: a subsystem or a namespace, meaning the same. This is the form
+    /// that was proposed for QEMU in 2021, in which these two are no devices.
+    Object,
+}
 
-    /// Parses `DRIVER,key=value,flag`.
-    fn from_str(argument: &str) -> Result<Self, SpecError> {
-        let mut properties = Properties::parse(argument, "driver")?;
-        let Some(driver) = properties.take_driver()? else {
-            return Err(properties.error(Problem::NoDriver(KNOWN_DRIVERS)));
-        };
-        properties.set_driver(&driver);
-        match driver.as_str() {
-            "nvme-subsys" => SubsystemSpec::take(properties).map(Self::Subsystem),
-            "nvme" => ControllerSpec::take(properties).map(Self::Controller),
-            "nvme-ns" => NamespaceSpec::take(properties).map(Self::Namespace),
-            _ => Err(properties.error(Problem::UnknownDriver {
-                near: nearest(&driver, &DRIVERS),
-                driver,
-                known: KNOWN_DRIVERS,
-            })),
+/// What an argument asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parsed<T> {
+    /// The specification.
+    pub spec: T,
+    /// Properties that were left out, each with the reason.
+    pub ignored: Vec<String>,
+}
+
+impl<T> Parsed<T> {
+    fn map<U>(self, f: impl FnOnce(T) -> U) -> Parsed<U> {
+        Parsed {
+            spec: f(self.spec),
+            ignored: self.ignored,
         }
     }
 }
 
 impl DeviceSpec {
+    /// Parses `DRIVER,key=value,flag`.
+    ///
+    /// # Errors
+    /// An unknown driver or property, or a value that does not fit.
+    pub fn parse(argument: &str, form: Form) -> Result<Parsed<Self>, SpecError> {
+        let (implied, known) = match form {
+            Form::Device => ("driver", KNOWN_DRIVERS),
+            Form::Object => ("qom-type", KNOWN_TYPES),
+        };
+        let mut properties = Properties::parse(argument, implied)?;
+        let Some(driver) = properties.take_driver(implied)? else {
+            return Err(properties.error(Problem::NoDriver(known)));
+        };
+        properties.set_driver(&driver);
+        match (driver.as_str(), form) {
+            ("nvme-subsys", _) => Ok(SubsystemSpec::take(properties)?.map(Self::Subsystem)),
+            ("nvme-ns", _) => Ok(NamespaceSpec::take(properties)?.map(Self::Namespace)),
+            ("nvme", Form::Device) => Ok(ControllerSpec::take(properties)?.map(Self::Controller)),
+            ("nvme", Form::Object) => Err(properties.error(Problem::Conflict(
+                "a controller is a PCI device; use --device or device_add",
+            ))),
+            _ => Err(properties.error(Problem::UnknownDriver {
+                near: nearest(&driver, &DRIVERS),
+                driver,
+                known,
+            })),
+        }
+    }
+
     /// The id, if it was given one.
     #[must_use]
     pub fn id(&self) -> Option<&str> {
@@ -195,10 +243,23 @@ impl DeviceSpec {
             Self::Namespace(spec) => Some(&spec.disk),
         }
     }
+
+    /// Puts the file of a drive in the place of its id.
+    pub fn resolve(&mut self, drives: &Drives) {
+        let disk = match self {
+            Self::Subsystem(_) => None,
+            Self::Controller(spec) => spec.disk.as_mut(),
+            Self::Namespace(spec) => Some(&mut spec.disk),
+        };
+        if let Some(disk) = disk {
+            disk.resolve(drives);
+        }
+    }
 }
 
 impl SubsystemSpec {
-    fn take(mut properties: Properties) -> Result<Self, SpecError> {
+    fn take(mut properties: Properties) -> Result<Parsed<Self>, SpecError> {
+        properties.synonym("subnqn", "nqn")?;
         let id = properties.take_id("id")?;
         let nqn = properties.take_with("nqn", whole_nqn)?;
         let shared = properties.take_bool("shared")?.unwrap_or(true);
@@ -206,13 +267,14 @@ impl SubsystemSpec {
             key: "id",
             why: "controllers and namespaces name the subsystem by it",
         });
-        properties.finish(SUBSYSTEM_HINTS)?;
+        let ignored = properties.finish(SUBSYSTEM_HINTS)?;
         let id = id.ok_or(missing)?;
-        Ok(Self {
+        let spec = Self {
             nqn: nqn.unwrap_or_else(|| default_nqn(&id)),
             id,
             shared,
-        })
+        };
+        Ok(Parsed { spec, ignored })
     }
 }
 
@@ -242,7 +304,7 @@ fn whole_nqn(value: &str) -> Result<String, String> {
 }
 
 impl ControllerSpec {
-    fn take(mut properties: Properties) -> Result<Self, SpecError> {
+    fn take(mut properties: Properties) -> Result<Parsed<Self>, SpecError> {
         let p = &mut properties;
         p.synonym("firmware-version", "firmware")?;
         let spec = Self {
@@ -259,8 +321,8 @@ impl ControllerSpec {
             cntlid: take_narrow(p, "cntlid", 0, 65_519)?,
             disk: DiskSpec::take(p)?,
         };
-        properties.finish(CONTROLLER_HINTS)?;
-        Ok(spec)
+        let ignored = properties.finish(CONTROLLER_HINTS)?;
+        Ok(Parsed { spec, ignored })
     }
 }
 
@@ -270,7 +332,7 @@ impl NamespaceSpec {
     ///
     /// # Errors
     /// As for a `nvme-ns` device, and where it names a bus or a controller.
-    pub fn from_disk(argument: &str) -> Result<Self, SpecError> {
+    pub fn from_disk(argument: &str) -> Result<Parsed<Self>, SpecError> {
         let mut properties = Properties::parse(argument, "file")?;
         properties.set_driver("a disk");
         if properties.has("bus") || properties.has("ctrl") {
@@ -281,8 +343,9 @@ impl NamespaceSpec {
         Self::take(properties)
     }
 
-    fn take(mut properties: Properties) -> Result<Self, SpecError> {
+    fn take(mut properties: Properties) -> Result<Parsed<Self>, SpecError> {
         let p = &mut properties;
+        p.synonym("subsys", "bus")?;
         let spec = Self {
             id: p.take_id("id")?,
             bus: p.take_id("bus")?,
@@ -305,8 +368,11 @@ impl NamespaceSpec {
         let conflict = properties.error(Problem::Conflict(
             "ctrl names the one controller of a private namespace; it needs shared=off",
         ));
-        properties.finish(NAMESPACE_HINTS)?;
-        if private { Err(conflict) } else { Ok(spec) }
+        let ignored = properties.finish(NAMESPACE_HINTS)?;
+        if private {
+            return Err(conflict);
+        }
+        Ok(Parsed { spec, ignored })
     }
 
     /// What is said first where nothing says where the bytes are: a mistyped key is the likely reason.
@@ -321,7 +387,10 @@ impl NamespaceSpec {
 
 impl DiskSpec {
     fn take(p: &mut Properties) -> Result<Option<Self>, SpecError> {
-        p.synonym("drive", "file")?;
+        p.synonym("blkdev", "drive")?;
+        if p.has("drive") && p.has("file") {
+            return Err(p.error(Problem::Synonyms("drive", "file")));
+        }
         let block_size = p.take_with("logical_block_size", |value| match value {
             "512" => Ok(512),
             "4096" => Ok(4096),
@@ -331,14 +400,19 @@ impl DiskSpec {
         let ro = p.take_bool("ro")?;
         let cache = p.take_with("cache", parse_cache)?;
         let file = p.take_text("file")?.map(PathBuf::from);
+        let drive = p.take_text("drive")?;
         let size = |max| move |value: &str| parse_disk_size(value, logical_block_size, max);
         let memory = p.take_with("memory", size(MAX_MEMORY_BYTES))?;
         let null = p.take_with("null", size(MAX_NULL_BYTES))?;
-        let backend = match (file, memory, null) {
-            (Some(path), None, None) => BackendSpec::File {
+        let file = match (file, drive) {
+            (Some(path), _) => Some(BackendSpec::File {
                 path,
                 cache: cache.unwrap_or_default(),
-            },
+            }),
+            (None, drive) => drive.map(|drive| BackendSpec::Drive { drive, cache }),
+        };
+        let backend = match (file, memory, null) {
+            (Some(file), None, None) => file,
             (None, Some(bytes), None) => BackendSpec::Memory(bytes),
             (None, None, Some(bytes)) => BackendSpec::Null(bytes),
             (None, None, None) => {
@@ -361,7 +435,8 @@ impl DiskSpec {
                 )));
             }
         };
-        if cache.is_some() && !matches!(backend, BackendSpec::File { .. }) {
+        let memory_or_null = matches!(backend, BackendSpec::Memory(_) | BackendSpec::Null(_));
+        if cache.is_some() && memory_or_null {
             return Err(p.error(Problem::Conflict("cache is for file= only")));
         }
         Ok(Some(Self {
@@ -369,6 +444,80 @@ impl DiskSpec {
             logical_block_size,
             ro: ro.unwrap_or(false),
         }))
+    }
+
+    /// Puts the file of a drive in the place of its id. What is no drive's id is a path.
+    pub fn resolve(&mut self, drives: &Drives) {
+        let BackendSpec::Drive { drive, cache } = &self.backend else {
+            return;
+        };
+        let (path, given) = match drives.get(drive) {
+            Some(found) => (found.file.clone(), found.cache),
+            None => (drive.into(), CacheMode::default()),
+        };
+        self.ro |= drives.get(drive).is_some_and(|found| found.ro);
+        self.backend = BackendSpec::File {
+            path,
+            cache: cache.unwrap_or(given),
+        };
+    }
+}
+
+/// An image by an id, which `drive=` of a device names: QEMU's `-drive if=none`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveSpec {
+    /// Its id.
+    pub id: String,
+    /// The image or block device.
+    pub file: PathBuf,
+    /// How the host's page cache is used.
+    pub cache: CacheMode,
+    /// Writes are refused.
+    pub ro: bool,
+}
+
+/// Drives by their ids.
+pub type Drives = BTreeMap<String, DriveSpec>;
+
+impl DriveSpec {
+    /// Parses `file=PATH,if=none,id=ID,key=value`.
+    ///
+    /// # Errors
+    /// What is no raw image for a device to name.
+    pub fn parse(argument: &str) -> Result<Parsed<Self>, SpecError> {
+        let mut properties = Properties::parse(argument, "file")?;
+        let p = &mut properties;
+        p.set_driver("a drive");
+        for synonym in ["ro", "read-only"] {
+            p.synonym(synonym, "readonly")?;
+        }
+        p.take_with("if", |value| match value {
+            "none" => Ok(()),
+            _ => Err("must be none, for a device with drive= to use it; or use --disk".into()),
+        })?;
+        p.take_with("format", |value| match value {
+            "raw" => Ok(()),
+            _ => Err("must be raw; convert it first (qemu-img convert -O raw)".into()),
+        })?;
+        p.take_with("media", |value| match value {
+            "disk" => Ok(()),
+            _ => Err("must be disk".into()),
+        })?;
+        let id = p.take_id("id")?;
+        let file = p.take_text("file")?;
+        let cache = p.take_with("cache", parse_cache)?.unwrap_or_default();
+        let ro = p.take_bool("readonly")?.unwrap_or(false);
+        let missing = |key, why| p.error(Problem::Missing { key, why });
+        let no_id = missing("id", "a device names the drive by it, with drive=");
+        let no_file = missing("file", "give the path of a raw image or block device");
+        let ignored = properties.finish(DRIVE_HINTS)?;
+        let spec = Self {
+            id: id.ok_or(no_id)?,
+            file: file.ok_or(no_file)?.into(),
+            cache,
+            ro,
+        };
+        Ok(Parsed { spec, ignored })
     }
 }
 
@@ -469,384 +618,4 @@ fn parse_disk_size(value: &str, block_size: u32, max: u64) -> Result<u64, String
         ));
     }
     Ok(bytes)
-}
-
-const LATER: &str = "not supported by berth yet";
-const ABSENT: &str = "not supported by berth";
-
-/// QEMU's properties of `nvme-subsys` that berth lacks, and those that come later.
-const SUBSYSTEM_HINTS: &[(&str, &str)] = &[
-    ("pool", LATER),
-    ("capacity", LATER),
-    ("fdp", ABSENT),
-    ("fdp.", ABSENT),
-];
-
-/// The same for `nvme`.
-const CONTROLLER_HINTS: &[(&str, &str)] = &[
-    ("poll-us", LATER),
-    (
-        "bus",
-        "berth has one PCI bus; leave bus out and choose a slot with addr=",
-    ),
-    (
-        "nsid",
-        "a one-disk controller's namespace is 1; use a nvme-ns device to choose",
-    ),
-    ("shared", "belongs to nvme-subsys and nvme-ns"),
-    (
-        "num_queues",
-        "replaced by max_ioqpairs (without the admin queue)",
-    ),
-    ("ioeventfd", "always on in berth; leave it out"),
-    ("dbcs", "always on in berth; leave it out"),
-    ("msix_qsize", "follows max_ioqpairs in berth; leave it out"),
-    (
-        "iothread",
-        "berth has its own I/O threads; use io-threads=NUMBER",
-    ),
-    ("physical_block_size", ABSENT),
-    ("pmrdev", ABSENT),
-    ("cmb_size_mb", ABSENT),
-    ("legacy-cmb", ABSENT),
-    ("aerl", ABSENT),
-    ("aer_max_queued", ABSENT),
-    ("vsl", ABSENT),
-    ("use-intel-id", ABSENT),
-    ("ocp", ABSENT),
-    ("bootindex", ABSENT),
-    ("msix-exclusive-bar", ABSENT),
-    ("smart_critical_warning", ABSENT),
-    ("spdm_port", ABSENT),
-    ("spdm_trans", ABSENT),
-    ("sriov_max_vfs", ABSENT),
-    ("sriov_vq_flexible", ABSENT),
-    ("sriov_vi_flexible", ABSENT),
-    ("sriov_max_vi_per_vf", ABSENT),
-    ("sriov_max_vq_per_vf", ABSENT),
-    ("ctratt.", ABSENT),
-    ("atomic.", ABSENT),
-    ("zoned.", ABSENT),
-];
-
-/// The same for `nvme-ns`.
-const NAMESPACE_HINTS: &[(&str, &str)] = &[
-    ("latency", LATER),
-    (
-        "size",
-        "the size is the image's; for memory and null give memory=SIZE or null=SIZE",
-    ),
-    ("format", "images are always raw; leave it out"),
-    ("readonly", "called ro here"),
-    ("read-only", "called ro here"),
-    ("physical_block_size", ABSENT),
-    ("ms", ABSENT),
-    ("mset", ABSENT),
-    ("pi", ABSENT),
-    ("pil", ABSENT),
-    ("pif", ABSENT),
-    ("mssrl", ABSENT),
-    ("mcl", ABSENT),
-    ("msrc", ABSENT),
-    ("zoned", ABSENT),
-    ("eui64-default", ABSENT),
-    ("bootindex", ABSENT),
-    ("zoned.", ABSENT),
-    ("fdp.", ABSENT),
-    ("atomic.", ABSENT),
-];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn controller(argument: &str) -> ControllerSpec {
-        match argument.parse().unwrap() {
-            DeviceSpec::Controller(spec) => spec,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn namespace(argument: &str) -> NamespaceSpec {
-        match argument.parse().unwrap() {
-            DeviceSpec::Namespace(spec) => spec,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn subsystem(argument: &str) -> SubsystemSpec {
-        match argument.parse().unwrap() {
-            DeviceSpec::Subsystem(spec) => spec,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// The message for an argument that is refused, without the argument.
-    fn refusal(argument: &str) -> String {
-        let error = argument.parse::<DeviceSpec>().unwrap_err();
-        assert!(
-            error.to_string().starts_with(&format!("{argument}: ")),
-            "{error}"
-        );
-        error.problem.to_string()
-    }
-
-    #[test]
-    fn defaults_are_qemus() {
-        let expected = ControllerSpec {
-            id: None,
-            subsys: None,
-            addr: None,
-            serial: None,
-            model: None,
-            firmware: None,
-            max_ioqpairs: 64,
-            mqes: 0x7ff,
-            mdts: 7,
-            io_threads: None,
-            cntlid: None,
-            disk: None,
-        };
-        assert_eq!(controller("nvme"), expected);
-        assert_eq!(controller("driver=nvme"), expected);
-        let disk = DiskSpec {
-            backend: BackendSpec::File {
-                path: "a.img".into(),
-                cache: CacheMode::Writeback,
-            },
-            logical_block_size: 512,
-            ro: false,
-        };
-        let expected = NamespaceSpec {
-            id: None,
-            bus: None,
-            nsid: None,
-            disk,
-            shared: true,
-            detached: false,
-            ctrl: None,
-            uuid: None,
-            eui64: None,
-            nguid: None,
-        };
-        assert_eq!(namespace("nvme-ns,file=a.img"), expected);
-        assert_eq!(namespace("nvme-ns,drive=a.img,eui64=0,uuid=auto"), expected);
-        assert_eq!(NamespaceSpec::from_disk("a.img").unwrap(), expected);
-        assert_eq!(NamespaceSpec::from_disk("file=a.img").unwrap(), expected);
-        let spec = subsystem("nvme-subsys,id=s0");
-        assert!(spec.shared);
-        assert_eq!(spec.nqn, "nqn.2024-07.internal.berth:s0");
-    }
-
-    #[test]
-    fn every_property_arrives() {
-        let spec = controller(
-            "nvme,id=c,subsys=s,addr=0x1f,serial=12345678901234567890,model=A model,firmware=1.0,\
-             max_ioqpairs=128,mqes=0xffff,mdts=9,io-threads=2,cntlid=65519,null=1T,ro,\
-             logical_block_size=4096",
-        );
-        let expected = ControllerSpec {
-            id: Some("c".into()),
-            subsys: Some("s".into()),
-            addr: Some(31),
-            serial: Some("12345678901234567890".into()),
-            model: Some("A model".into()),
-            firmware: Some("1.0".into()),
-            max_ioqpairs: 128,
-            mqes: 0xffff,
-            mdts: 9,
-            io_threads: Some(2),
-            cntlid: Some(65_519),
-            disk: Some(DiskSpec {
-                backend: BackendSpec::Null(1 << 40),
-                logical_block_size: 4096,
-                ro: true,
-            }),
-        };
-        assert_eq!(spec, expected);
-        let spec = namespace(
-            "nvme-ns,id=n,bus=s,nsid=1024,file=a,,b.img,cache=none,shared=off,detached,ctrl=c,\
-             uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8,eui64=0x0123456789abcdef,\
-             nguid=00112233-44556677-8899aabb-ccddeeff",
-        );
-        assert_eq!(spec.nsid, Some(1024));
-        assert_eq!(spec.ctrl.as_deref(), Some("c"));
-        assert!(!spec.shared && spec.detached);
-        assert_eq!(spec.eui64, Some(0x0123_4567_89ab_cdef));
-        assert_eq!(spec.uuid.unwrap()[..4], [0x6b, 0xa7, 0xb8, 0x10]);
-        let nguid = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128;
-        assert_eq!(spec.nguid, Some(nguid.to_be_bytes()));
-        let path = PathBuf::from("a,b.img");
-        assert_eq!(
-            spec.disk.backend,
-            BackendSpec::File {
-                path,
-                cache: CacheMode::None
-            }
-        );
-    }
-
-    #[test]
-    fn slots_take_qemus_forms() {
-        for (text, slot) in [
-            ("5", 5),
-            ("05", 5),
-            ("05.0", 5),
-            ("0x5", 5),
-            ("1f", 31),
-            ("10", 16),
-        ] {
-            assert_eq!(
-                controller(&format!("nvme,addr={text}")).addr,
-                Some(slot),
-                "{text}"
-            );
-        }
-        for text in [
-            "0", "20", "05.1", "5.", ".0", "0x", "+5", "00:05.0", "105", "x",
-        ] {
-            let expected = format!(
-                "addr={text}: must be a PCI slot from 1 to 1f (hexadecimal, as in QEMU), such as 05 \
-                 or 05.0"
-            );
-            assert_eq!(refusal(&format!("nvme,addr={text}")), expected);
-        }
-    }
-
-    #[test]
-    fn cache_modes_have_the_names_that_they_show() {
-        for name in ["writeback", "none", "writethrough", "directsync", "unsafe"] {
-            let spec = namespace(&format!("nvme-ns,file=a,cache={name}"));
-            let BackendSpec::File { cache, .. } = spec.disk.backend else {
-                panic!("no file")
-            };
-            assert_eq!(cache.to_string(), name);
-        }
-    }
-
-    #[test]
-    fn an_nqn_is_qemus_suffix_or_whole() {
-        let whole = "nqn.2014-08.org.nvmexpress:uuid:6ba7b810-9dad-11d1-80b4-00c04fd430c8";
-        assert_eq!(
-            subsystem(&format!("nvme-subsys,id=s,nqn={whole}")).nqn,
-            whole
-        );
-        assert_eq!(
-            subsystem("nvme-subsys,id=s,nqn=t").nqn,
-            "nqn.2024-07.internal.berth:t"
-        );
-        let longest = format!("nqn.{}", "é".repeat(109));
-        assert_eq!(
-            subsystem(&format!("nvme-subsys,id=s,nqn={longest}x"))
-                .nqn
-                .len(),
-            MAX_NQN_LEN
-        );
-        let long = format!("{longest}xx");
-        let expected = format!("nqn={long}: the NQN has 224 bytes; at most 223 fit");
-        assert_eq!(refusal(&format!("nvme-subsys,id=s,nqn={long}")), expected);
-        let expected = "nqn=a\tb: an NQN has no control characters";
-        assert_eq!(refusal("nvme-subsys,id=s,nqn=a\tb"), expected);
-    }
-
-    #[test]
-    fn what_does_not_go_together_is_refused() {
-        for (argument, expected) in [
-            (
-                "nvme-ns,ctrl=c,null=1G",
-                "ctrl names the one controller of a private namespace; it needs shared=off",
-            ),
-            (
-                "nvme-ns,file=a,drive=b",
-                "drive and file mean the same; give one of them",
-            ),
-            (
-                "nvme-ns,file=a,null=1G",
-                "file, memory and null exclude each other; give one of them",
-            ),
-            (
-                "nvme-ns,memory=1G,null=1G",
-                "file, memory and null exclude each other; give one of them",
-            ),
-            ("nvme-ns,memory=1G,cache=none", "cache is for file= only"),
-            (
-                "nvme-ns",
-                "file is missing; give one of file=PATH, memory=SIZE and null=SIZE",
-            ),
-            (
-                "nvme,ro",
-                "logical_block_size, ro and cache describe a disk; give one of file=PATH, memory=SIZE and null=SIZE",
-            ),
-            (
-                "nvme-ns,memory=1000",
-                "memory=1000: must be a multiple of the block size, 512",
-            ),
-            ("nvme-ns,memory=0", "memory=0: must be from one block to 1T"),
-            (
-                "nvme-ns,memory=2T",
-                "memory=2T: must be from one block to 1T",
-            ),
-            (
-                "nvme-ns,null=1025T",
-                "null=1025T: must be from one block to 1024T",
-            ),
-            (
-                "nvme-ns,null=512,logical_block_size=4096",
-                "null=512: must be a multiple of the block size, 4096",
-            ),
-            (
-                "nvme-subsys",
-                "id is missing; controllers and namespaces name the subsystem by it",
-            ),
-        ] {
-            assert_eq!(refusal(argument), expected);
-        }
-    }
-
-    #[test]
-    fn qemus_other_properties_are_explained() {
-        for (argument, expected) in [
-            (
-                "nvme-subsys,id=s,pool=/tmp",
-                "pool: not supported by berth yet",
-            ),
-            (
-                "nvme-subsys,id=s,fdp.nrg=1",
-                "fdp.nrg: not supported by berth",
-            ),
-            ("nvme,cmb_size_mb=64", "cmb_size_mb: not supported by berth"),
-            (
-                "nvme,bus=pcie.0",
-                "bus: berth has one PCI bus; leave bus out and choose a slot with addr=",
-            ),
-            (
-                "nvme,ioeventfd=on",
-                "ioeventfd: always on in berth; leave it out",
-            ),
-            ("nvme-ns,null=1G,zoned=on", "zoned: not supported by berth"),
-            (
-                "nvme-ns,zoned.zone_size=1M",
-                "zoned.zone_size: not supported by berth",
-            ),
-        ] {
-            assert_eq!(refusal(argument), expected);
-        }
-    }
-
-    #[test]
-    fn hints_do_not_hide_what_berth_has() {
-        for (driver, hints) in [
-            ("nvme-subsys,id=s", SUBSYSTEM_HINTS),
-            ("nvme", CONTROLLER_HINTS),
-            ("nvme-ns,null=1G", NAMESPACE_HINTS),
-        ] {
-            let error = format!("{driver},bogus").parse::<DeviceSpec>().unwrap_err();
-            let Problem::UnknownKey { allowed, .. } = error.problem else {
-                panic!("{error}")
-            };
-            for (key, _) in hints {
-                assert!(!allowed.contains(key), "{driver} has {key}");
-            }
-        }
-    }
 }

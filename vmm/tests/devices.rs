@@ -145,6 +145,56 @@ fn namespaces_find_their_subsystem() {
     machine.quit();
 }
 
+/// What QEMU wants in one order is taken in any.
+#[test]
+fn the_order_of_devices_does_not_matter() {
+    if !kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = image(&directory.path().join("image"));
+    let drive = format!("if=none,id=d,file={file}");
+    let machine = Machine::start(&[
+        "-device",
+        "nvme-ns,id=first,drive=d",
+        "-device",
+        "nvme-ns,id=on-b,bus=b,null=1G,shared=off",
+        "-device",
+        "nvme,id=a,subsys=s",
+        "-device",
+        "nvme,id=b,subsys=t",
+        "-device",
+        "nvme-subsys,id=t",
+        "-device",
+        "nvme-ns,id=last,null=1G",
+        "-object",
+        "nvme-subsys,id=s",
+        "-object",
+        "nvme-ns,id=object,subsys=s,null=1G",
+        "-drive",
+        &drive,
+    ]);
+    let (_, text) = machine.ctl(&["info", "qtree", "json"]);
+    let tree: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let on = |subsystem: &str| {
+        let devices = tree["devices"].as_array().unwrap();
+        let found = devices.iter().find(|device| device["id"] == subsystem);
+        let namespaces = found.unwrap()["bus"]["devices"].as_array().unwrap().clone();
+        let mut seen: Vec<_> = namespaces
+            .iter()
+            .map(|namespace| {
+                let attached = &namespace["properties"]["attached"];
+                format!("{} {attached}", namespace["id"].as_str().unwrap())
+            })
+            .collect();
+        seen.sort();
+        seen
+    };
+    assert_eq!(on("s"), ["first [\"a\"]", "object [\"a\"]"], "{text}");
+    assert_eq!(on("t"), ["last [\"b\"]", "on-b [\"b\"]"], "{text}");
+    machine.quit();
+}
+
 #[test]
 fn com2_does_not_empty_an_image_in_use() {
     if !kvm() {
@@ -268,12 +318,7 @@ fn namespaces_that_the_guest_does_not_see_are_told_of() {
     if !kvm() {
         return;
     }
-    let alone = [
-        "--device",
-        "nvme-ns,id=n,memory=1M",
-        "--device",
-        "nvme,id=c",
-    ];
+    let alone = ["--device", "nvme-ns,id=n,memory=1M"];
     let typo = [
         "--device",
         "nvme,id=c",

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Guest, HALT, Killed, kvm, print};
 
@@ -54,16 +54,31 @@ impl Machine {
         line
     }
 
-    /// The reply to a command; events that come before it are kept.
-    fn ask(&mut self, command: &str) -> String {
-        writeln!(self.client.get_mut(), "{command}").unwrap();
+    /// Sends a command whose reply comes later, see [`Self::reply`].
+    fn send(&mut self, token: &str, command: &str) {
+        writeln!(self.client.get_mut(), "@{token} {command}").unwrap();
+    }
+
+    /// The reply to a command with this token; what comes before it is kept.
+    fn reply(&mut self, token: &str) -> String {
+        let token = format!("{{\"token\":\"{token}\",");
+        let kept = |line: &String| line.starts_with(&token);
+        if let Some(at) = self.events.iter().position(kept) {
+            return self.events.remove(at);
+        }
         loop {
             let line = self.line();
-            if line.contains("\"ok\":") {
+            if line.starts_with(&token) {
                 return line;
             }
+            assert!(!line.is_empty(), "berth ended before its reply");
             self.events.push(line);
         }
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        self.send("ask", command);
+        self.reply("ask")
     }
 
     #[track_caller]
@@ -91,7 +106,7 @@ impl Machine {
             assert!(!line.is_empty(), "berth ended before {event} of {id}");
             self.events.push(line);
         }
-        self.events.clear();
+        self.events.retain(|line| !line.contains("\"event\":"));
     }
 
     fn quit(mut self) {
@@ -107,17 +122,35 @@ fn image(path: &Path) -> String {
     path.to_str().unwrap().into()
 }
 
-/// Descriptors and threads of berth, which could leak.
-fn held(machine: &mut Machine) -> (usize, usize) {
+/// Names of the threads that stay.
+fn threads(process: &str) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("{process}/task")).unwrap();
+    let mut threads: Vec<String> = threads
+        // One may end while they are listed.
+        .filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).ok())
+        // It ends by itself at the end of its input; the kernel's own workers come and go.
+        .filter(|name| name != "stdin\n" && !name.starts_with("iou-"))
+        .collect();
+    threads.sort();
+    threads
+}
+
+/// Descriptors and threads of berth, and what it holds of KVM: what could leak.
+fn held(machine: &mut Machine) -> (usize, Vec<String>, String) {
     // Its answer says that the client was accepted, which takes a descriptor too.
     machine.ok("info status");
-    let pid = machine.child.0.id();
-    let count = |what: &str| {
-        std::fs::read_dir(format!("/proc/{pid}/{what}"))
-            .unwrap()
-            .count()
-    };
-    (count("fd"), count("task"))
+    let process = format!("/proc/{}", machine.child.0.id());
+    let descriptors = std::fs::read_dir(format!("{process}/fd")).unwrap().count();
+    let deadline = Instant::now() + LIMIT;
+    let mut threads = threads(&process);
+    // One that just started still has the main thread's name.
+    while threads.iter().filter(|name| *name == "berth\n").count() > 1 {
+        assert!(Instant::now() < deadline, "{threads:?}");
+        threads = self::threads(&process);
+    }
+    let stats = machine.ok("info stats");
+    let at = stats.find("\"kvm\":").unwrap();
+    (descriptors, threads, stats[at..].into())
 }
 
 #[test]
@@ -170,11 +203,7 @@ fn a_subsystem_goes_when_it_is_empty() {
     machine.wait("device_deleted", "s");
     machine.ok("device_add nvme-subsys,id=s,shared=off");
     machine.ok("device_add nvme,id=c,subsys=s");
-    machine.refused(
-        "device_add nvme,id=d,subsys=s",
-        "Argument",
-        "has shared=off",
-    );
+    machine.refused("device_add nvme,id=d,subsys=s", "InUse", "has shared=off");
     machine.quit();
 }
 
@@ -262,6 +291,193 @@ fn namespaces_are_attached_and_detached() {
         "ns_attach n",
         "Argument",
         "usage: ns_attach NAMESPACE CONTROLLER",
+    );
+    machine.quit();
+}
+
+#[test]
+fn removals_can_be_waited_for() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme,id=c,memory=1M"]);
+    let gone = |id: &str| format!("\"id\":\"{id}\",\"state\":\"deleted\"");
+    machine.ok("device_add nvme-ns,id=n,bus=c,memory=1M");
+    assert!(machine.ok("device_del n wait=20").contains(&gone("n")));
+    // The guest sleeps: it does not let go.
+    machine.refused("device_del c wait=1", "Timeout", "not gone within 1 s");
+    assert!(machine.ok("info qtree").contains("nvme, id \\\"c\\\""));
+    // Both who wait hear of it, the second one's pull being what ends it.
+    machine.send("first", "device_del c wait=20");
+    assert!(
+        machine
+            .ok("device_del c surprise wait=20")
+            .contains(&gone("c"))
+    );
+    assert!(machine.reply("first").contains(&gone("c")));
+    // What is gone at once is answered at once.
+    machine.ok("device_add nvme-subsys,id=s");
+    assert!(machine.ok("device_del s wait=1").contains(&gone("s")));
+    machine.refused("device_del s wait=1", "NotFound", "no device has this id");
+    machine.quit();
+}
+
+#[test]
+fn events_can_be_waited_for() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    machine.refused(
+        "wait device_deleted n",
+        "NotFound",
+        "no device has this id, or had it lately",
+    );
+    machine.send("w", "wait device_added n");
+    machine.ok("device_add nvme-ns,id=n,bus=s,memory=1M");
+    let reply = machine.reply("w");
+    assert!(reply.contains("\"driver\":\"nvme-ns\""), "{reply}");
+    // It is there already.
+    machine.ok("wait device_added n");
+    machine.refused(
+        "wait device_deleted n timeout=1",
+        "Timeout",
+        "wait device_deleted n timeout=1: it did not happen within 1 s",
+    );
+    machine.ok("device_del n");
+    machine.ok("wait device_deleted n");
+    // Too late to see it happen.
+    machine.ok("wait device_deleted n");
+    machine.send("w", "wait ns_changed");
+    machine.send("q", "quit");
+    let last = machine.reply("w");
+    assert!(last.contains("the run ended first"), "{last}");
+    let (status, _, err) = machine.child.finish();
+    assert_eq!(status, 0, "{err}");
+}
+
+#[test]
+fn namespaces_are_resized() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme,id=c"]);
+    let path = machine.guest.directory.path().join("disk");
+    let file = image(&path);
+    machine.ok(&format!("device_add nvme-ns,id=f,bus=c,file={file}"));
+    machine.ok("device_add nvme-ns,id=r,bus=c,memory=1M,ro");
+    let reply = machine.ok("ns_resize f 4M");
+    assert!(reply.contains("\"size\":4194304"), "{reply}");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 << 20);
+    machine.wait("ns_changed", "f");
+    assert!(machine.ok("info qtree json").contains("\"size\":4194304"));
+    machine.refused(
+        "ns_resize f 2M",
+        "Argument",
+        "2M is less than the 4M that it has",
+    );
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 << 20);
+    machine.ok("ns_resize f 2M shrink");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 2 << 20);
+    machine.refused("ns_resize f 2097153", "Argument", "block size 512");
+    machine.refused("ns_resize r 2M", "Argument", "it is read-only");
+    machine.refused("ns_resize c 2M", "Argument", "this is no namespace");
+    machine.refused("ns_resize x 2M", "NotFound", "no device has this id");
+    machine.refused("ns_resize f", "Argument", "usage: ns_resize NAMESPACE SIZE");
+    // Somebody else changes the image.
+    machine.events.clear();
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(8 << 20)
+        .unwrap();
+    machine.ok("info subsys");
+    machine.wait("ns_changed", "f");
+    machine.quit();
+}
+
+/// QEMU's way: a drive, then a device that names it, and the form of its proposed objects.
+#[test]
+fn qemus_commands_mean_the_same() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&[]);
+    let file = image(&machine.guest.directory.path().join("disk"));
+    machine.ok("object_add nvme-subsys,id=s");
+    let added = machine.ok("device_add nvme,id=c,subsys=s,bus=pcie.0,serial=x");
+    assert!(
+        added.contains("\"warnings\":[\"bus=pcie.0 is ignored: "),
+        "{added}"
+    );
+    machine.refused(
+        "device_add nvme-ns,bus=s,drive=d",
+        "Failed",
+        "does not exist",
+    );
+    let add = format!("drive_add 0 if=none,id=d,format=raw,file={file},aio=native");
+    let added = machine.ok(&add);
+    assert!(added.contains("aio=native is ignored"), "{added}");
+    machine.refused(&add, "Exists", "id=d: is in use by another drive");
+    machine.ok("device_add nvme-ns,id=n,bus=c,drive=d");
+    assert!(machine.ok("info qtree").contains(&format!("file={file}")));
+    machine.refused(
+        "object_add nvme-ns,id=m,subsys=s,blkdev=d",
+        "Failed",
+        "in use",
+    );
+    machine.ok("drive_del d");
+    machine.refused("drive_del d", "NotFound", "no drive has this id");
+    machine.ok("object_add nvme-ns,id=m,subsys=s,memory=1M");
+    machine.refused("object_del c", "Argument", "use device_del");
+    machine.refused(
+        "object_del s",
+        "InUse",
+        "nvme 'c', nvme-ns 'n', nvme-ns 'm'",
+    );
+    for id in ["n", "m"] {
+        machine.ok(&format!("object_del {id}"));
+        machine.wait("device_deleted", id);
+    }
+    machine.ok("device_del c surprise wait=20");
+    machine.ok("object_del s");
+    machine.refused("object_del s", "NotFound", "no device has this id");
+    machine.quit();
+}
+
+#[test]
+fn one_disk_controllers_may_share_a_subsystem() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    machine.ok("device_add nvme,id=a,subsys=s,memory=1M");
+    machine.ok("device_add nvme,id=b,subsys=s,cntlid=5,addr=9,memory=1M");
+    let members = machine.ok("info subsys");
+    for part in [
+        "\"addr\":\"0000:00:01.0\",\"cntlid\":0,\"id\":\"a\",\"in_flight\":0,\"leaving\":false,\"state\":\"disabled\"",
+        "\"addr\":\"0000:00:09.0\",\"cntlid\":5,\"id\":\"b\",\"in_flight\":0,\"leaving\":false,\"state\":\"disabled\"",
+        "\"attached\":[\"a\"]",
+        "\"attached\":[\"b\"]",
+    ] {
+        assert!(members.contains(part), "{part} in {members}");
+    }
+    machine.refused(
+        "device_add nvme,subsys=s,cntlid=5",
+        "Exists",
+        "cntlid 5 is in use by controller 'b'",
+    );
+    machine.refused(
+        "device_add nvme,subsys=s,addr=9",
+        "Exists",
+        "slot 0x9 is in use",
+    );
+    machine.ok("device_del b");
+    assert!(
+        machine
+            .ok("info subsys")
+            .contains("\"id\":\"b\",\"in_flight\":0,\"leaving\":true")
     );
     machine.quit();
 }

@@ -94,7 +94,6 @@ pub enum ControllerError {
 /// An NVMe controller.
 pub struct Controller {
     config: ControllerConfig,
-    core: Arc<Core>,
     link: Link,
     io_threads: Arc<IoThreads>,
     pub(super) config_space: Mutex<ConfigSpace>,
@@ -105,6 +104,8 @@ pub struct Controller {
     stopped: AtomicBool,
     // Whom to tell when nothing touches guest memory any more.
     quiet: Mutex<Option<EventFd>>,
+    // The last field: whoever is told by `notify_closed` finds the CNTLID free, too.
+    core: Arc<Core>,
 }
 
 impl std::fmt::Debug for Controller {
@@ -301,6 +302,13 @@ impl Controller {
         *lock(&self.quiet) = Some(quiet);
         self.stopped.store(true, Ordering::SeqCst);
         self.function_level_reset();
+    }
+
+    /// Has `event` signalled when the last reference to the controller is dropped, and nothing of it
+    /// is left on I/O threads: its vectors, events and files are free again. Only the first call
+    /// counts.
+    pub fn notify_closed(&self, event: EventFd) {
+        self.core.notify_closed(event);
     }
 
     /// Whether [`Controller::stop`] was called.

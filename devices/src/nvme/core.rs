@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::closed::Closed;
 use crate::pci::msix::Msix;
 use crate::ram::GuestRam;
 use crate::subsystem::AttachmentTable;
@@ -76,6 +77,8 @@ pub struct Core {
     events: Mutex<Vec<Event>>,
     doorbell_errors: AtomicU32,
     wake: EventFd,
+    // The last field: it is dropped behind all that a controller holds of the host.
+    closed: Closed,
 }
 
 impl std::fmt::Debug for Core {
@@ -109,7 +112,13 @@ impl Core {
             events: Mutex::default(),
             doorbell_errors: AtomicU32::new(0),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            closed: Closed::default(),
         })
+    }
+
+    /// Has `event` signalled when the controller and its last command in flight are gone.
+    pub fn notify_closed(&self, event: EventFd) {
+        self.closed.notify(event);
     }
 
     /// Readable when the admin queue's owner has something to do.

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::Backend;
 use super::file::FileBackend;
@@ -105,6 +106,9 @@ pub struct BackendConfig {
 
 /// Largest memory backend: 1 TiB.
 pub const MAX_MEMORY: u64 = 1 << 40;
+
+/// Largest null backend in bytes.
+pub(super) const MAX_NULL: u64 = 1 << 62;
 
 /// Why a backend could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -295,9 +299,9 @@ pub fn open(config: &BackendConfig) -> Result<Arc<dyn Backend>, OpenError> {
             Ok(Arc::new(backend))
         }
         BackendKind::Null { size } => {
-            check("null", *size, 1 << 62)?;
+            check("null", *size, MAX_NULL)?;
             Ok(Arc::new(NullBackend {
-                size: *size,
+                size: AtomicU64::new(*size),
                 block_size,
                 read_only,
             }))

@@ -580,3 +580,80 @@ fn a_block_device_matches_the_model() {
         }
     }
 }
+
+#[test]
+fn sizes_change_while_a_backend_is_in_use() {
+    let file = image(None, SIZE);
+    let kinds = [
+        BackendKind::File {
+            path: file.path().into(),
+            cache: CacheMode::Writeback,
+        },
+        BackendKind::Memory { size: SIZE },
+        BackendKind::Null { size: SIZE },
+    ];
+    for kind in kinds {
+        let stores = !matches!(kind, BackendKind::Null { .. });
+        let config = BackendConfig {
+            kind,
+            read_only: false,
+            block_size: 4096,
+        };
+        let backend = open(&config).unwrap();
+        let mut rig = Rig::new(EngineKind::IoUring);
+        let end = SIZE - 4096;
+        rig.write(&*backend, end, &[7; 4096]);
+        backend.resize(2 * SIZE).unwrap();
+        assert_eq!(backend.size(), 2 * SIZE);
+        rig.write(&*backend, 2 * SIZE - 4096, &[9; 4096]);
+        // What is cut off is gone, and does not come back with the size.
+        backend.resize(SIZE / 2).unwrap();
+        let data = rig.ram.slice(0, 4096).unwrap();
+        let result = rig.run(&*backend, Op::Read, end, 4096, &[data]);
+        assert_eq!(result, Err(BackendError::OutOfRange), "{config:?}");
+        backend.resize(2 * SIZE).unwrap();
+        if stores {
+            for offset in [end, 2 * SIZE - 4096] {
+                assert_eq!(rig.read(&*backend, offset, 4096), [0; 4096], "{config:?}");
+            }
+        }
+        for wrong in [0, 4095, 512, u64::MAX - 4095] {
+            let error = backend.resize(wrong).unwrap_err().to_string();
+            assert!(
+                error.contains("a multiple of the block size 4096"),
+                "{error}"
+            );
+        }
+        assert_eq!(backend.size(), 2 * SIZE);
+    }
+    assert_eq!(file.as_file().metadata().unwrap().len(), 2 * SIZE);
+}
+
+#[test]
+fn a_read_only_backend_keeps_its_size() {
+    let config = BackendConfig {
+        kind: BackendKind::Memory { size: SIZE },
+        read_only: true,
+        block_size: 512,
+    };
+    let backend = open(&config).unwrap();
+    assert!(matches!(
+        backend.resize(2 * SIZE),
+        Err(ResizeError::ReadOnly)
+    ));
+    assert_eq!(backend.size(), SIZE);
+}
+
+#[test]
+fn a_memory_backend_grows_as_far_as_was_set_aside() {
+    let config = BackendConfig {
+        kind: BackendKind::Memory { size: 1 << 30 },
+        read_only: false,
+        block_size: 512,
+    };
+    let backend = open(&config).unwrap();
+    backend.resize(16 << 30).unwrap();
+    let error = backend.resize((16 << 30) + 512).unwrap_err().to_string();
+    assert!(error.ends_with("up to 16G"), "{error}");
+    assert_eq!(backend.size(), 16 << 30);
+}

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::io::{Plan, Step};
-use super::{Backend, CacheMode, Cancel, Engine, Medium, Op, OpenError, Request, Submitted, Token};
+use super::{
+    Backend, CacheMode, Cancel, Engine, Medium, Op, OpenError, Request, ResizeError, Submitted,
+    Token, resize,
+};
 
 mod open;
 
@@ -147,6 +150,22 @@ impl Backend for FileBackend {
         let size = self.image.size().ok()?;
         let size = size - size % u64::from(self.block_size);
         (self.size.swap(size, Ordering::Relaxed) != size).then_some(size)
+    }
+
+    fn resize(&self, size: u64) -> Result<(), ResizeError> {
+        let max = i64::MAX.unsigned_abs();
+        resize::check(size, self.block_size, max, self.read_only)?;
+        let file = &self.image.file;
+        if !file.metadata()?.is_file() {
+            return Err(ResizeError::BlockDevice(self.path.display().to_string()));
+        }
+        // A smaller size first: no request may make the file longer again behind our back.
+        let old = self.size.load(Ordering::Relaxed);
+        self.size.store(size.min(old), Ordering::Relaxed);
+        let result = file.set_len(size);
+        let now = if result.is_ok() { size } else { old };
+        self.size.store(now, Ordering::Relaxed);
+        Ok(result?)
     }
 
     fn discard_zeroes(&self) -> bool {

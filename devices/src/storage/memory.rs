@@ -2,8 +2,19 @@
 
 use std::io;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Backend, BackendError, Cancel, Engine, Op, Request, Submitted, Token};
+use super::config::MAX_MEMORY;
+use super::{
+    Backend, BackendError, Cancel, Engine, Op, Request, ResizeError, Submitted, Token, resize,
+};
+
+/// How much larger than at first it can become: so much address space is set aside, which costs
+/// nothing, as the mapping cannot move under requests of other threads.
+const GROWTH: usize = 16;
+
+/// Less than this is never set aside, in bytes.
+const LEAST_RESERVED: usize = 1 << 30;
 
 /// Host memory behind a namespace. Requests are done in `submit`, on whatever thread calls it.
 ///
@@ -11,7 +22,10 @@ use super::{Backend, BackendError, Cancel, Engine, Op, Request, Submitted, Token
 /// cache, it is raw bytes, and a guest that races with itself gets some mixture of its own data.
 pub(super) struct MemoryBackend {
     start: NonNull<u8>,
-    size: usize,
+    /// Length of the mapping, the largest size.
+    reserved: usize,
+    /// Changes only in `resize`; everything below it may be accessed.
+    size: AtomicUsize,
     block_size: u32,
     read_only: bool,
 }
@@ -19,7 +33,7 @@ pub(super) struct MemoryBackend {
 // SAFETY: the mapping belongs to this value alone until it is dropped, and is reached only with raw
 // copies, see above.
 unsafe impl Send for MemoryBackend {}
-// SAFETY: as above; the fields never change.
+// SAFETY: as above; no field changes but the size, which is atomic.
 unsafe impl Sync for MemoryBackend {}
 
 impl MemoryBackend {
@@ -28,20 +42,41 @@ impl MemoryBackend {
     /// # Errors
     /// The host has no such address space.
     pub fn new(size: usize, block_size: u32, read_only: bool) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self {
+        let most = usize::try_from(MAX_MEMORY).unwrap_or(usize::MAX);
+        let wanted = size
+            .saturating_mul(GROWTH)
+            .clamp(LEAST_RESERVED, most)
+            .max(size);
+        // A host that limits address space still has it as large as it is.
+        let (start, reserved) = match reserve(wanted) {
+            Ok(start) => (start, wanted),
+            Err(_) => (reserve(size)?, size),
+        };
+        let backend = Self {
             start,
-            size,
+            reserved,
+            size: AtomicUsize::new(size),
             block_size,
             read_only,
-        })
+        };
+        backend.make_accessible(size)?;
+        Ok(backend)
+    }
+
+    /// Lets the first `size` bytes of the mapping be accessed.
+    fn make_accessible(&self, size: usize) -> io::Result<()> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the start of our own mapping, which is at least this long.
+        let result = unsafe { libc::mprotect(self.start.as_ptr().cast(), size, protection) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.size.load(Ordering::Acquire)
     }
 
     /// The address of `offset`, and the length of a range from there, of a checked request.
@@ -102,6 +137,17 @@ impl MemoryBackend {
     }
 }
 
+/// A mapping at an address of the kernel's choice that nothing may access yet.
+fn reserve(size: usize) -> io::Result<NonNull<u8>> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(start.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
 fn page_size() -> usize {
     // SAFETY: no arguments that could be wrong.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
@@ -111,13 +157,30 @@ fn page_size() -> usize {
 impl Drop for MemoryBackend {
     fn drop(&mut self) {
         // SAFETY: our own mapping, which nobody uses any more: requests are done in `submit`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.size) };
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.reserved) };
     }
 }
 
 impl Backend for MemoryBackend {
     fn size(&self) -> u64 {
-        self.size as u64
+        self.bytes() as u64
+    }
+
+    fn resize(&self, size: u64) -> Result<(), ResizeError> {
+        resize::check(size, self.block_size, self.reserved as u64, self.read_only)?;
+        // Not more than `reserved`, so it fits.
+        let size = usize::try_from(size).unwrap_or(self.reserved);
+        let old = self.bytes();
+        if size > old {
+            self.make_accessible(size)?;
+            // Requests that were in flight when it shrank may have written there.
+            self.give_back(self.start.as_ptr().wrapping_add(old), size - old);
+        }
+        self.size.store(size, Ordering::Release);
+        if size < old {
+            self.give_back(self.start.as_ptr().wrapping_add(size), old - size);
+        }
+        Ok(())
     }
 
     fn read_only(&self) -> bool {

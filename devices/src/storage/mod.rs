@@ -12,6 +12,7 @@ mod file;
 mod io;
 mod memory;
 mod null;
+mod resize;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -20,6 +21,7 @@ pub use config::{
     BackendConfig, BackendKind, CacheMode, MAX_MEMORY, OpenError, UnknownCacheMode, open,
 };
 pub use engine::{Engine, EngineKind, EngineStats, Mailbox};
+pub use resize::ResizeError;
 
 use std::time::SystemTime;
 
@@ -207,6 +209,16 @@ pub trait Backend: Send + Sync {
     /// Looks at the medium and returns the new size in bytes if it changed. Cheap; called at times.
     fn refresh_size(&self) -> Option<u64> {
         None
+    }
+
+    /// Changes the size in bytes. What is behind a smaller size is lost; what a larger one adds reads
+    /// as zeroes. Requests in flight behind the new end may still be done, or fail.
+    ///
+    /// # Errors
+    /// See [`ResizeError`]; the size is as it was.
+    fn resize(&self, size: u64) -> Result<(), ResizeError> {
+        let _ = size;
+        Err(ResizeError::Fixed)
     }
 
     /// Whether a range reads as zeroes after [`Op::Discard`].

@@ -21,7 +21,7 @@ use identity::History;
 use namespace::Reach;
 pub use namespace::{Identity, MAX_NSID, Namespace, NamespaceConfig, NamespaceInfo};
 
-use crate::storage::Backend;
+use crate::storage::{Backend, ResizeError};
 
 /// Highest CNTLID (NVMe Base 2.0c, 5.17.2.1: FFF0h and above are reserved).
 pub const MAX_CNTLID: u16 = 0xffef;
@@ -363,6 +363,20 @@ impl Subsystem {
             .collect()
     }
 
+    /// Changes the size of a namespace and of its backend, and tells the controllers that have it.
+    ///
+    /// # Errors
+    /// The backend cannot have this size, or the host refused. Nothing changes for an NSID that is not
+    /// there.
+    pub fn resize(&self, nsid: u32, size: u64) -> Result<(), ResizeError> {
+        let Some(namespace) = self.namespace(nsid) else {
+            return Ok(());
+        };
+        let result = namespace.backend().resize(size);
+        self.refresh_size(nsid);
+        result
+    }
+
     /// Links a controller: reserves its CNTLID. [`Link::observe`] has it hear of namespaces.
     ///
     /// # Errors
@@ -511,7 +525,7 @@ impl Members {
             shared: namespace.shared(),
             read_only: namespace.read_only(),
             block_size: 1 << namespace.block_shift(),
-            size: namespace.blocks() << namespace.block_shift(),
+            size: namespace.bytes(),
             uuid: namespace.uuid().to_string(),
             backend: namespace.backend().describe(),
             attached: self.reached_by(plugged),

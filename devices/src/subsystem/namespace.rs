@@ -1,12 +1,13 @@
 //! A namespace: an identity, a format and the backend that holds its bytes.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 use uuid::Uuid;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::closed::Closed;
 use crate::storage::Backend;
 
 /// Highest NSID of a subsystem (Identify Controller NN and MNAN).
@@ -67,19 +68,6 @@ pub struct Namespace {
     closed: Closed,
 }
 
-/// Says that a namespace is gone.
-#[derive(Default)]
-struct Closed(OnceLock<EventFd>);
-
-impl Drop for Closed {
-    fn drop(&mut self) {
-        if let Some(event) = self.0.get() {
-            // It fails only at 2^64 - 1 unread writes.
-            let _ = event.write(1);
-        }
-    }
-}
-
 impl std::fmt::Debug for Namespace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Namespace({} nsid {})", self.id, self.nsid)
@@ -120,7 +108,7 @@ impl Namespace {
     /// Has `event` signalled when the last user let go of the namespace and its image is closed and
     /// unlocked. Only the first call counts.
     pub fn notify_closed(&self, event: EventFd) {
-        let _ = self.closed.0.set(event);
+        self.closed.notify(event);
     }
 
     /// Name in the device tree.
@@ -171,6 +159,12 @@ impl Namespace {
     /// Size in logical blocks (NSZE).
     pub fn blocks(&self) -> u64 {
         self.blocks.load(Ordering::Relaxed)
+    }
+
+    /// Size in bytes, whole blocks.
+    pub fn bytes(&self) -> u64 {
+        // It was a number of bytes before it was one of blocks.
+        self.blocks() << self.block_shift
     }
 
     /// Takes the backend's size of now; says whether it changed.

@@ -1,7 +1,7 @@
 //! Runs the bare-metal guest under berth and judges what it printed.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harness::{Finished, HostKind, Placement, Process, TempDir};
@@ -10,7 +10,7 @@ use harness::{Finished, HostKind, Placement, Process, TempDir};
 pub const GUEST: &str = "BARE_GUEST";
 
 /// Far longer than any test takes: its own limits end it first, with a reason.
-const LIMIT: Duration = Duration::from_secs(240);
+pub const LIMIT: Duration = Duration::from_secs(240);
 
 /// Bytes of the image that [`Machine::with_image`] makes.
 const IMAGE_BYTES: u64 = 64 << 20;
@@ -78,6 +78,16 @@ impl Machine {
     /// # Errors
     /// berth or the guest is not built, or the guest does not end in time.
     pub fn run(&self, words: &str) -> Result<Option<Report>, Error> {
+        let started = self.start(words)?;
+        let finished = started.map(|process| process.finish(LIMIT)).transpose()?;
+        Ok(finished.map(|finished| Report { finished }))
+    }
+
+    /// As [`Machine::run`], without waiting for the end.
+    ///
+    /// # Errors
+    /// berth or the guest is not built.
+    pub fn start(&self, words: &str) -> Result<Option<Process>, Error> {
         let host = HostKind::detect();
         match host.bare_placement()? {
             Placement::Direct => {}
@@ -97,10 +107,14 @@ impl Machine {
             arguments.extend(["-m".to_owned(), "256".to_owned()]);
         }
         arguments.extend(self.options.iter().cloned());
-        let finished = Process::builder(harness::berth_binary()?)
-            .args(&arguments)
-            .run(LIMIT)?;
-        Ok(Some(Report { finished }))
+        let builder = Process::builder(harness::berth_binary()?);
+        Ok(Some(builder.args(&arguments).spawn()?))
+    }
+
+    /// A folder that lives as long as the machine.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.scratch.path()
     }
 
     /// Runs guest tests, comma-separated, all of which must pass: none skipped, power-off at the end.

@@ -11,23 +11,20 @@ use std::path::Path;
 
 use super::{CliError, RunConfig};
 use crate::control::{self, directory, kind, plain, sys};
-use crate::spec::{BackendSpec, DeviceSpec, DiskSpec};
+use crate::spec::{BackendSpec, DiskSpec};
 
-/// Checks everything that `config` names. `disks` and `devices` are the arguments as given.
+/// Checks everything that `config` names. `arguments` are those of [`RunConfig::devices_by_option`].
 ///
 /// # Errors
 /// The first file that is missing, of the wrong kind or not permitted.
-pub fn check(config: &RunConfig, disks: &[String], devices: &[String]) -> Result<(), CliError> {
+pub fn check(config: &RunConfig, arguments: &[String]) -> Result<(), CliError> {
     plain_file("--kernel", &config.kernel)?;
     if let Some(initrd) = &config.initrd {
         plain_file("--initrd", initrd)?;
     }
-    for (spec, argument) in config.disks.iter().zip(disks) {
-        image(&format!("--disk {argument}"), &spec.disk, argument)?;
-    }
-    for (spec, argument) in config.devices.iter().zip(devices) {
-        if let Some(disk) = spec.disk() {
-            image(&format!("--device {argument}"), disk, argument)?;
+    for ((_, _, disk), argument) in config.devices_by_option().zip(arguments) {
+        if let Some(disk) = disk {
+            image(argument, disk)?;
         }
     }
     if let Some(path) = &config.com2 {
@@ -56,16 +53,16 @@ fn plain_file(option: &str, path: &Path) -> Result<(), CliError> {
 }
 
 /// A regular file or block device that can be read, and written unless it is read-only.
-fn image(argument: &str, disk: &DiskSpec, given: &str) -> Result<(), CliError> {
+fn image(argument: &str, disk: &DiskSpec) -> Result<(), CliError> {
     let BackendSpec::File { path, .. } = &disk.backend else {
         return Ok(());
     };
     let error =
         |problem: String| CliError::environment(argument, format!("{}: {problem}", path.display()));
     let found = fs::metadata(path).map_err(|failed| {
-        let by_drive = failed.kind() == ErrorKind::NotFound && given.contains("drive=");
+        let by_drive = failed.kind() == ErrorKind::NotFound && argument.contains("drive=");
         let hint = if by_drive {
-            "; drive takes the path of an image, not an id"
+            "; drive= takes the id of a --drive, or the path of an image"
         } else {
             ""
         };
@@ -96,13 +93,14 @@ fn not_an_input(com2: &Path, config: &RunConfig) -> Result<(), CliError> {
         return Ok(());
     };
     let initrd = config.initrd.iter().map(|path| ("--initrd", path));
-    let disks = config.disks.iter().map(|spec| ("--disk", &spec.disk));
-    let devices = config.devices.iter().filter_map(DeviceSpec::disk);
-    let disks = disks.chain(devices.map(|disk| ("--device", disk)));
-    let images = disks.filter_map(|(option, disk)| match &disk.backend {
-        BackendSpec::File { path, .. } => Some((option, path)),
-        _ => None,
-    });
+    let images = config
+        .devices_by_option()
+        .filter_map(|(option, _, disk)| match &disk?.backend {
+            BackendSpec::File { path, .. } => Some((option, path)),
+            _ => None,
+        });
+    let drives = config.drives.values().map(|drive| ("--drive", &drive.file));
+    let images = images.chain(drives);
     let mut inputs = iter::once(("--kernel", &config.kernel))
         .chain(initrd)
         .chain(images);

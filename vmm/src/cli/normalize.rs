@@ -1,7 +1,7 @@
 //! Brings a command line into the one form that argh takes.
 //!
 //! argh knows `--key value` and `-k value` only. `--key=value`, `-m512`, `-vv` and `-h` are taken apart
-//! here, and what argh would refuse in words of its own is refused here first. The options are argh's
+//! here, `-device` of QEMU's kind is taken as `--device`, and what argh would refuse in words of its own is refused here first. The options are argh's
 //! own table. Nothing is touched behind `--`, nor behind the first word of a command for `ctl`.
 
 use std::collections::HashSet;
@@ -47,6 +47,8 @@ pub fn normalize(
             behind = Some(rest.by_ref().cloned().collect());
         } else if let Some(long) = arg.strip_prefix("--") {
             state.long(long, &mut rest)?;
+        } else if let Some(long) = state.single_dash(arg) {
+            state.long(long, &mut rest)?;
         } else if arg.len() > 1 && arg.starts_with('-') {
             state.short(&arg[1..], &mut rest)?;
         } else {
@@ -69,6 +71,15 @@ struct State<'a> {
 type Rest<'a> = std::slice::Iter<'a, String>;
 
 impl State<'_> {
+    /// What is behind the dash of a long option in QEMU's form, `-device`.
+    fn single_dash<'a>(&self, arg: &'a str) -> Option<&'a str> {
+        let long = arg.strip_prefix('-')?;
+        let name = long.split_once('=').map_or(long, |(name, _)| name);
+        let given = format!("--{name}");
+        let known = self.info.flags.iter().any(|flag| flag.long == given);
+        (known && name.len() > 1).then_some(long)
+    }
+
     fn long(&mut self, arg: &str, rest: &mut Rest<'_>) -> Result<(), CliError> {
         let (name, value) = match arg.split_once('=') {
             Some((name, value)) => (name, Some(value)),

@@ -71,6 +71,7 @@ fn options_take_every_form() {
         "-m1G --cpus=4 -vv --append a~b",
         "-vvm1024 --cpus 0x4 --append=a~b",
         "-v -m=1024M -v --cpus 4 --append a~b",
+        "-memory 1G -cpus=4 -verbose -v -append a~b",
     ] {
         let config = config(line);
         assert_eq!(config.memory, 1 << 30, "{line}");
@@ -90,7 +91,10 @@ fn defaults_are_small() {
         memory: 512 << 20,
         cpus: 1,
         disks: vec![],
+        objects: vec![],
         devices: vec![],
+        drives: Drives::new(),
+        warnings: vec![],
         control_pipe: None,
         control_socket: None,
         io_threads: 1,
@@ -109,6 +113,54 @@ fn values_may_look_like_options() {
     assert_eq!(
         config("--append=root=/dev/nvme0n1").append,
         "root=/dev/nvme0n1"
+    );
+}
+
+/// As QEMU's users type it.
+#[test]
+fn qemus_forms_are_taken() {
+    let config = config(
+        "-drive file=DIR/a.img,if=none,id=d,format=raw,cache=none,aio=native -object \
+         nvme-subsys,id=s -device nvme,id=c,subsys=s,bus=pcie.0 -device nvme-ns,drive=d,bus=c \
+         -drive if=none,id=e,readonly=on,file=DIR/a.img --disk drive=e",
+    );
+    let file = |disk: &DiskSpec| match &disk.backend {
+        BackendSpec::File { path, cache } => (path.ends_with("a.img"), cache.to_string(), disk.ro),
+        other => panic!("{other:?}"),
+    };
+    let devices: Vec<_> = config.devices.iter().filter_map(DeviceSpec::disk).collect();
+    assert_eq!(file(devices[0]), (true, "none".into(), false));
+    assert_eq!(
+        file(&config.disks[0].disk),
+        (true, "writeback".into(), true)
+    );
+    assert_eq!(config.objects[0].id(), Some("s"));
+    assert_eq!(config.drives.len(), 2);
+    let [aio, bus] = config.warnings.as_slice() else {
+        panic!("{:?}", config.warnings)
+    };
+    assert!(aio.starts_with("--drive file=") && aio.contains(": aio=native is ignored: "));
+    assert!(bus.starts_with("--device nvme,id=c,subsys=s,bus=pcie.0: bus=pcie.0 is ignored: "));
+}
+
+#[test]
+fn wrong_drives_and_objects_are_refused() {
+    refused(
+        35,
+        &[
+            (
+                &format!("{K} --drive id=d,file=DIR/a.img --drive id=d,file=DIR/a.img"),
+                "--drive id=d,file=DIR/a.img: the id d is taken by another --drive",
+            ),
+            (
+                &format!("{K} --object nvme-subsys,id=s --device nvme,id=s"),
+                "--device nvme,id=s: the id s is taken by --object nvme-subsys,id=s",
+            ),
+            (
+                &format!("{K} --object nvme,id=c"),
+                "--object nvme,id=c: a controller is a PCI device; use --device or device_add",
+            ),
+        ],
     );
 }
 
@@ -206,7 +258,8 @@ fn help_and_version_are_on_stdout() {
 fn help_names_every_property_and_status() {
     let help = printed("run --help");
     for driver in ["nvme-subsys,id=s", "nvme", "nvme-ns,null=1G"] {
-        let error = format!("{driver},bogus").parse::<DeviceSpec>().unwrap_err();
+        let argument = format!("{driver},bogus");
+        let error = DeviceSpec::parse(&argument, Form::Device).unwrap_err();
         let Problem::UnknownKey { allowed, .. } = error.problem else {
             panic!("{error}")
         };
@@ -330,7 +383,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 &format!("{K} --disk DIR/a.img,rw"),
-                "--disk DIR/a.img,rw: unknown property \"rw\" of a disk (did you mean \"ro\"?); allowed: bus, cache, ctrl, detached, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
+                "--disk DIR/a.img,rw: unknown property \"rw\" of a disk (did you mean \"ro\"?); allowed: bus, cache, ctrl, detached, drive, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
             ),
             (
                 &format!("{K} --disk DIR/a.img,bus=s"),
@@ -338,7 +391,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 &format!("{K} --disk DIR/b,c.img"),
-                "--disk DIR/b,c.img: unknown property \"c.img\" of a disk; allowed: bus, cache, ctrl, detached, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
+                "--disk DIR/b,c.img: unknown property \"c.img\" of a disk; allowed: bus, cache, ctrl, detached, drive, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
             ),
             (
                 &format!("{K} --disk="),
@@ -358,7 +411,7 @@ fn wrong_command_lines_are_refused() {
 
 #[test]
 fn wrong_devices_are_refused() {
-    let allowed = "addr, cache, cntlid, file, firmware, id, io-threads, logical_block_size, max_ioqpairs, \
+    let allowed = "addr, cache, cntlid, drive, file, firmware, id, io-threads, logical_block_size, max_ioqpairs, \
                    mdts, memory, model, mqes, null, ro, serial, subsys";
     let drivers = "known drivers: nvme, nvme-ns, nvme-subsys";
     let table = [
@@ -552,7 +605,7 @@ fn wrong_files_are_refused() {
             ),
             (
                 &format!("{K} --device nvme,drive=d0"),
-                "--device nvme,drive=d0: d0: no such file or directory; drive takes the path of an image, not an id",
+                "--device nvme,drive=d0: d0: no such file or directory; drive= takes the id of a --drive, or the path of an image",
             ),
             (
                 &format!("{K} --device nvme-ns,file=DIR/none"),

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
+use super::command::{self, Line};
 use super::line::MAX_LINE;
 use super::{lock_until, pipe, plain, sys};
 
@@ -119,16 +120,12 @@ fn exchange(config: &CtlConfig) -> Result<Value, Problem> {
     link.receive(&token)
 }
 
-/// The command's `wait=SECONDS`, which berth will check.
+/// How long the command itself may wait. What is no command is refused at once.
 fn own_wait(command: &str) -> Duration {
-    let wait = command
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("wait="));
-    Duration::from_secs(
-        wait.and_then(|seconds| seconds.parse::<u32>().ok())
-            .unwrap_or(0)
-            .into(),
-    )
+    match command::parse(command) {
+        Ok(Line::Command(command)) => command.own_wait(),
+        Ok(Line::Help(_)) | Err(_) => Duration::ZERO,
+    }
 }
 
 /// Unique among the clients of one machine.

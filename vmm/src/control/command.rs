@@ -4,11 +4,26 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::grammar::{check_id, did_you_mean, parse_number};
-use crate::spec::DeviceSpec;
+use crate::grammar::{Problem, SpecError, check_id, did_you_mean, parse_number, parse_size};
+use crate::spec::{DeviceSpec, DriveSpec, Form, Parsed};
 
-/// Longest `wait=` in seconds.
+/// Longest `wait=` and `timeout=` in seconds.
 const MAX_WAIT_SECONDS: u64 = 3600;
+
+/// How long `wait` waits unless it is told.
+const DEFAULT_WAIT: Duration = Duration::from_secs(60);
+
+/// What can be waited for: the events of devices, and the ways in which a run ends.
+pub const EVENTS: [&str; 8] = [
+    "device_added",
+    "device_deleted",
+    "device_del_refused",
+    "ns_changed",
+    "guest_poweroff",
+    "guest_reset",
+    "guest_crashed",
+    "guest_panicked",
+];
 
 /// A command for the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +36,20 @@ pub enum Command {
     SystemReset,
     /// Ends berth.
     Quit,
-    /// Adds a device.
-    DeviceAdd(DeviceSpec),
+    /// Adds a device, by `device_add` or `object_add`.
+    DeviceAdd(Parsed<DeviceSpec>),
+    /// Makes an image known by an id, for `drive=`.
+    DriveAdd(Parsed<DriveSpec>),
+    /// Forgets such an id; who uses the image keeps it.
+    DriveDel {
+        /// The id.
+        id: String,
+    },
+    /// Removes a subsystem or a namespace, as QEMU removes objects.
+    ObjectDel {
+        /// Its id.
+        id: String,
+    },
     /// Removes a device.
     DeviceDel {
         /// Its id.
@@ -31,6 +58,24 @@ pub enum Command {
         surprise: bool,
         /// Answer when it is gone, within this time, rather than when it was requested.
         wait: Option<Duration>,
+    },
+    /// Changes the size of a namespace and its image.
+    NsResize {
+        /// Id of the namespace.
+        namespace: String,
+        /// New size in bytes.
+        size: u64,
+        /// It may be smaller, and lose what is behind.
+        shrink: bool,
+    },
+    /// Answers when an event comes, or at once if a device came or went already.
+    Wait {
+        /// Name of the event, one of [`EVENTS`].
+        event: &'static str,
+        /// Id that the event must be about.
+        id: Option<String>,
+        /// For how long.
+        timeout: Duration,
     },
     /// Attaches a namespace to a controller.
     NsAttach {
@@ -46,6 +91,17 @@ pub enum Command {
         /// Id of the controller.
         controller: String,
     },
+}
+
+impl Command {
+    /// How long the reply may take by the command's own will.
+    pub fn own_wait(&self) -> Duration {
+        match self {
+            Self::DeviceDel { wait, .. } => wait.unwrap_or_default(),
+            Self::Wait { timeout, .. } => *timeout,
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 /// What `info` can tell.
@@ -105,6 +161,8 @@ pub enum ErrorClass {
     InUse,
     /// berth cannot do this (yet).
     Unsupported,
+    /// It was not done in the time given.
+    Timeout,
     /// The host refused: a file, memory, a system call.
     Failed,
 }
@@ -119,7 +177,7 @@ pub enum Line {
 }
 
 /// Names, arguments and one line of explanation.
-const COMMANDS: [(&str, &str, &str); 9] = [
+const COMMANDS: [(&str, &str, &str); 15] = [
     (
         "device_add",
         "DRIVER,key=value,...",
@@ -127,8 +185,19 @@ const COMMANDS: [(&str, &str, &str); 9] = [
     ),
     (
         "device_del",
-        "ID [surprise]",
-        "remove a device; the event device_deleted says when it is gone",
+        "ID [surprise] [wait=SECONDS]",
+        "remove a device: the event device_deleted says when it is gone, and with wait= the reply; \
+         surprise pulls a controller without asking the guest",
+    ),
+    (
+        "drive_add",
+        "[SLOT] file=PATH,if=none,id=ID,key=value,...",
+        "make an image known by an id, for drive= of a device; SLOT is QEMU's and means nothing",
+    ),
+    (
+        "drive_del",
+        "ID",
+        "forget the id of an image; a namespace that uses the image keeps it",
     ),
     ("help", "[COMMAND]", "list the commands, or explain one"),
     (
@@ -146,9 +215,30 @@ const COMMANDS: [(&str, &str, &str); 9] = [
         "NAMESPACE CONTROLLER",
         "detach a namespace from a controller",
     ),
+    (
+        "ns_resize",
+        "NAMESPACE SIZE [shrink]",
+        "change the size of a namespace and its image; the guest is told",
+    ),
+    (
+        "object_add",
+        "TYPE,key=value,...",
+        "add a subsystem or a namespace; means the same as device_add",
+    ),
+    (
+        "object_del",
+        "ID",
+        "remove a subsystem or a namespace; means the same as device_del",
+    ),
     ("quit", "", "end berth at once, without telling the guest"),
     ("system_powerdown", "", "press the power button"),
     ("system_reset", "", "reset the machine"),
+    (
+        "wait",
+        "EVENT [ID] [timeout=SECONDS]",
+        "answer when an event comes (60 s at most unless told), or at once if the device came or \
+         went already",
+    ),
 ];
 
 /// Parses a line without its token and newline.
@@ -165,12 +255,20 @@ pub fn parse(line: &str) -> Result<Line, CommandError> {
         "system_powerdown" => no_arguments(name, rest, Command::SystemPowerdown)?,
         "system_reset" => no_arguments(name, rest, Command::SystemReset)?,
         "quit" => no_arguments(name, rest, Command::Quit)?,
-        "device_add" if rest.is_empty() => return Err(usage(name)),
+        "device_add" | "object_add" | "drive_add" if rest.is_empty() => return Err(usage(name)),
         // Not split at blanks: a path may contain them.
-        "device_add" => Command::DeviceAdd(rest.parse().map_err(|error| {
-            CommandError::new(ErrorClass::Argument, format!("device_add {error}"))
-        })?),
+        "device_add" => Command::DeviceAdd(parse_device(name, rest, Form::Device)?),
+        "object_add" => Command::DeviceAdd(parse_device(name, rest, Form::Object)?),
+        "drive_add" => Command::DriveAdd(parse_drive(name, rest)?),
+        "drive_del" => Command::DriveDel {
+            id: one_id(name, rest)?,
+        },
+        "object_del" => Command::ObjectDel {
+            id: one_id(name, rest)?,
+        },
         "device_del" => parse_device_del(rest)?,
+        "ns_resize" => parse_ns_resize(rest)?,
+        "wait" => parse_wait(rest)?,
         "ns_attach" => {
             let (namespace, controller) = two_ids(name, rest)?;
             Command::NsAttach {
@@ -190,6 +288,34 @@ pub fn parse(line: &str) -> Result<Line, CommandError> {
     Ok(Line::Command(command))
 }
 
+fn parse_device(name: &str, rest: &str, form: Form) -> Result<Parsed<DeviceSpec>, CommandError> {
+    DeviceSpec::parse(rest, form).map_err(|error| refused(name, &error))
+}
+
+/// QEMU's users put a number, or anything else, in front, where it once had a PCI slot.
+fn parse_drive(name: &str, rest: &str) -> Result<Parsed<DriveSpec>, CommandError> {
+    let options = match rest.split_once(char::is_whitespace) {
+        Some((slot, options)) if !slot.contains(['=', ',']) => options.trim_start(),
+        _ => rest,
+    };
+    DriveSpec::parse(options).map_err(|error| refused(name, &error))
+}
+
+fn one_id(name: &str, rest: &str) -> Result<String, CommandError> {
+    if rest.is_empty() || rest.contains(char::is_whitespace) {
+        return Err(usage(name));
+    }
+    parse_id(name, rest)
+}
+
+fn refused(name: &str, error: &SpecError) -> CommandError {
+    let class = match error.problem {
+        Problem::Unsupported { .. } => ErrorClass::Unsupported,
+        _ => ErrorClass::Argument,
+    };
+    CommandError::new(class, format!("{name} {error}"))
+}
+
 fn no_arguments(name: &str, rest: &str, command: Command) -> Result<Command, CommandError> {
     if rest.is_empty() {
         Ok(command)
@@ -203,12 +329,7 @@ fn two_ids(name: &str, rest: &str) -> Result<(String, String), CommandError> {
     let [namespace, controller] = words.as_slice() else {
         return Err(usage(name));
     };
-    for id in [namespace, controller] {
-        check_id(id).map_err(|problem| {
-            CommandError::new(ErrorClass::Argument, format!("{name} {id}: {problem}"))
-        })?;
-    }
-    Ok((namespace.to_string(), controller.to_string()))
+    Ok((parse_id(name, namespace)?, parse_id(name, controller)?))
 }
 
 fn parse_info(rest: &str) -> Result<Info, CommandError> {
@@ -225,33 +346,77 @@ fn parse_info(rest: &str) -> Result<Info, CommandError> {
     }
 }
 
+/// An error about one word of a command.
+fn argument(name: &str, word: &str, problem: impl std::fmt::Display) -> CommandError {
+    CommandError::new(ErrorClass::Argument, format!("{name} {word}: {problem}"))
+}
+
+fn parse_id(name: &str, id: &str) -> Result<String, CommandError> {
+    check_id(id).map_err(|problem| argument(name, id, problem))?;
+    Ok(id.to_owned())
+}
+
+/// The seconds of `word`, whose value is `value`.
+fn parse_seconds(name: &str, word: &str, value: &str) -> Result<Duration, CommandError> {
+    let seconds = parse_number(value, 1..=MAX_WAIT_SECONDS);
+    let seconds = seconds.map_err(|problem| argument(name, word, problem))?;
+    Ok(Duration::from_secs(seconds))
+}
+
+fn parse_wait(rest: &str) -> Result<Command, CommandError> {
+    let mut words = rest.split_whitespace();
+    let name = words.next().ok_or_else(|| usage("wait"))?;
+    let Some(event) = EVENTS.iter().find(|known| **known == name) else {
+        let near = did_you_mean(name, &EVENTS);
+        let problem = format!("no such event{near}; known: {}", EVENTS.join(", "));
+        return Err(argument("wait", name, problem));
+    };
+    let (mut id, mut timeout) = (None, None);
+    for word in words {
+        if let (Some(value), None) = (word.strip_prefix("timeout="), timeout) {
+            timeout = Some(parse_seconds("wait", word, value)?);
+        } else if id.is_none() && !word.contains('=') {
+            id = Some(parse_id("wait", word)?);
+        } else {
+            return Err(usage("wait"));
+        }
+    }
+    Ok(Command::Wait {
+        event,
+        id,
+        timeout: timeout.unwrap_or(DEFAULT_WAIT),
+    })
+}
+
+fn parse_ns_resize(rest: &str) -> Result<Command, CommandError> {
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    let (namespace, size, shrink) = match words.as_slice() {
+        [namespace, size] => (namespace, size, false),
+        [namespace, size, "shrink"] => (namespace, size, true),
+        _ => return Err(usage("ns_resize")),
+    };
+    Ok(Command::NsResize {
+        namespace: parse_id("ns_resize", namespace)?,
+        size: parse_size(size).map_err(|problem| argument("ns_resize", size, problem))?,
+        shrink,
+    })
+}
+
 fn parse_device_del(rest: &str) -> Result<Command, CommandError> {
     let mut words = rest.split_whitespace();
     let id = words.next().ok_or_else(|| usage("device_del"))?;
-    let argument = |word: &str, problem: String| {
-        CommandError::new(
-            ErrorClass::Argument,
-            format!("device_del {word}: {problem}"),
-        )
-    };
-    check_id(id).map_err(|problem| argument(id, problem))?;
+    let id = parse_id("device_del", id)?;
     let (mut surprise, mut wait) = (false, None);
     for word in words {
         if word == "surprise" && !surprise {
             surprise = true;
         } else if let (Some(value), None) = (word.strip_prefix("wait="), wait) {
-            let seconds = parse_number(value, 1..=MAX_WAIT_SECONDS);
-            let seconds = seconds.map_err(|problem| argument(word, problem))?;
-            wait = Some(Duration::from_secs(seconds));
+            wait = Some(parse_seconds("device_del", word, value)?);
         } else {
             return Err(usage("device_del"));
         }
     }
-    Ok(Command::DeviceDel {
-        id: id.to_owned(),
-        surprise,
-        wait,
-    })
+    Ok(Command::DeviceDel { id, surprise, wait })
 }
 
 fn synopsis(name: &str, arguments: &str) -> String {
@@ -331,11 +496,55 @@ mod tests {
     #[test]
     fn device_add_has_the_grammar_of_the_command_line() {
         let argument = "nvme-ns,file=/tmp/my disk.img,nsid=3";
-        let expected = Command::DeviceAdd(argument.parse().unwrap());
+        let parsed = DeviceSpec::parse(argument, Form::Device).unwrap();
+        let expected = Command::DeviceAdd(parsed);
         assert_eq!(command(&format!("device_add  {argument}")), expected);
         let (class, message) = refusal("device_add nvme,serail=1");
         assert_eq!(class, ErrorClass::Argument);
         assert!(message.starts_with("device_add nvme,serail=1: unknown property \"serail\""));
+        let (class, message) = refusal("device_add nvme-ns,memory=1M,zoned=on");
+        assert_eq!(class, ErrorClass::Unsupported);
+        assert!(message.ends_with("zoned: not supported by berth"));
+    }
+
+    #[test]
+    fn qemus_objects_and_drives_are_commands() {
+        let parsed = DeviceSpec::parse("nvme-ns,bus=s,memory=1M", Form::Device).unwrap();
+        let object = command("object_add nvme-ns,subsys=s,memory=1M");
+        assert_eq!(object, Command::DeviceAdd(parsed));
+        let drive = "if=none,id=d,file=/tmp/my disk.img";
+        let expected = Command::DriveAdd(DriveSpec::parse(drive).unwrap());
+        for slot in ["", "0 ", "pci.0:0 ", "dummy "] {
+            assert_eq!(command(&format!("drive_add {slot}{drive}")), expected);
+        }
+        let id = || "d".to_owned();
+        assert_eq!(command("drive_del d"), Command::DriveDel { id: id() });
+        assert_eq!(command("object_del d"), Command::ObjectDel { id: id() });
+        for (line, start) in [
+            (
+                "object_add",
+                "object_add: wrong arguments; usage: object_add TYPE,",
+            ),
+            (
+                "object_add nvme,id=c",
+                "object_add nvme,id=c: a controller is a PCI device",
+            ),
+            ("drive_add 0", "drive_add 0: "),
+            ("drive_add 0 id=d", "drive_add id=d: file is missing"),
+            (
+                "drive_del",
+                "drive_del: wrong arguments; usage: drive_del ID",
+            ),
+            (
+                "object_del a b",
+                "object_del: wrong arguments; usage: object_del ID",
+            ),
+            ("object_del 1", "object_del 1: an id is a letter"),
+        ] {
+            let (class, message) = refusal(line);
+            assert_eq!(class, ErrorClass::Argument);
+            assert!(message.starts_with(start), "{message}");
+        }
     }
 
     #[test]
@@ -359,7 +568,7 @@ mod tests {
                 "{line}"
             );
         }
-        let usage = "device_del: wrong arguments; usage: device_del ID [surprise]";
+        let usage = "device_del: wrong arguments; usage: device_del ID [surprise] [wait=SECONDS]";
         for line in [
             "device_del",
             "device_del a b",
@@ -381,8 +590,81 @@ mod tests {
     }
 
     #[test]
+    fn wait_names_an_event_and_maybe_a_device() {
+        let wait = |event, id: Option<&str>, seconds| Command::Wait {
+            event,
+            id: id.map(str::to_owned),
+            timeout: Duration::from_secs(seconds),
+        };
+        for (line, expected) in [
+            (
+                "wait device_deleted c",
+                wait("device_deleted", Some("c"), 60),
+            ),
+            ("wait ns_changed", wait("ns_changed", None, 60)),
+            (
+                "wait device_added c timeout=3",
+                wait("device_added", Some("c"), 3),
+            ),
+            (
+                "wait guest_reset timeout=3600",
+                wait("guest_reset", None, 3600),
+            ),
+        ] {
+            assert_eq!(command(line), expected, "{line}");
+        }
+        assert_eq!(command("wait ns_changed").own_wait(), DEFAULT_WAIT);
+        for (line, start) in [
+            (
+                "wait",
+                "wait: wrong arguments; usage: wait EVENT [ID] [timeout=SECONDS]",
+            ),
+            ("wait ns_changed a b", "wait: wrong arguments; usage: "),
+            ("wait ns_changed wait=3", "wait: wrong arguments; usage: "),
+            (
+                "wait device_delete",
+                "wait device_delete: no such event (did you mean \"device_deleted\"?); known: ",
+            ),
+            (
+                "wait ns_changed timeout=0",
+                "wait timeout=0: must be a number from 1 to 3600",
+            ),
+            ("wait ns_changed 1", "wait 1: an id is a letter"),
+        ] {
+            let (class, message) = refusal(line);
+            assert_eq!(class, ErrorClass::Argument);
+            assert!(message.starts_with(start), "{message}");
+        }
+    }
+
+    #[test]
+    fn ns_resize_takes_sizes() {
+        let resize = |size, shrink| Command::NsResize {
+            namespace: "n".into(),
+            size,
+            shrink,
+        };
+        assert_eq!(command("ns_resize n 64M"), resize(64 << 20, false));
+        assert_eq!(command("ns_resize n 4096 shrink"), resize(4096, true));
+        for (line, start) in [
+            (
+                "ns_resize n",
+                "ns_resize: wrong arguments; usage: ns_resize NAMESPACE SIZE",
+            ),
+            ("ns_resize n 1M now", "ns_resize: wrong arguments; usage: "),
+            ("ns_resize n -1", "ns_resize -1: "),
+            ("ns_resize n 1X", "ns_resize 1X: "),
+        ] {
+            let (class, message) = refusal(line);
+            assert_eq!(class, ErrorClass::Argument);
+            assert!(message.starts_with(start), "{message}");
+        }
+    }
+
+    #[test]
     fn what_is_no_command_is_explained() {
-        let known = "known: device_add, device_del, help, info, ns_attach, ns_detach, quit, system_powerdown, system_reset";
+        let known = COMMANDS.map(|(name, ..)| name).join(", ");
+        let known = format!("known: {known}");
         let expected = format!("qiut: unknown command (did you mean \"quit\"?); {known}");
         assert_eq!(refusal("qiut"), (ErrorClass::UnknownCommand, expected));
         assert_eq!(
@@ -421,6 +703,7 @@ mod tests {
             (ErrorClass::Exists, "Exists"),
             (ErrorClass::InUse, "InUse"),
             (ErrorClass::Unsupported, "Unsupported"),
+            (ErrorClass::Timeout, "Timeout"),
             (ErrorClass::Failed, "Failed"),
         ] {
             let error = serde_json::to_value(CommandError::new(class, "why")).unwrap();

@@ -7,8 +7,9 @@
 //!
 //! A line is `[@TOKEN ]COMMAND`, at most 4,096 bytes with its newline. The reply is
 //! `{"token":…,"ok":true,"result":…}` or `{"token":…,"ok":false,"error":{"class":…,"message":…}}`,
-//! in the order of the commands; events, `{"event":…,…,"timestamp":…}`, come between replies. An empty
-//! line has no reply. A line that is too long has one, and is discarded up to its newline.
+//! in the order of the commands, but for those that wait (`wait`, `wait=`), whose replies come when
+//! they are done; events, `{"event":…,…,"timestamp":…}`, come between replies. An empty line has no
+//! reply. A line that is too long has one, and is discarded up to its newline.
 
 pub mod client;
 pub mod command;
@@ -22,6 +23,7 @@ pub mod sys;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs::{File, FileType, TryLockError};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -37,19 +39,33 @@ use line::Inbound;
 use pipe::Pipe;
 use poller::Poller;
 pub use protocol::Event;
+use protocol::{Reply, reply};
 use socket::Socket;
+
+/// Names a command whose reply is still to come; unique for the life of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// What a command that can be done answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// It is done. The value becomes `result` in the reply: a string for text to be shown as it is,
+    /// otherwise an object; `Value::Null` where there is nothing to say.
+    Done(Value),
+    /// It has begun; the reply is that of [`ControlServer::finish`].
+    Later(Ticket),
+}
 
 /// The machine, as the control protocol sees it.
 pub trait CommandSink {
-    /// Does a command. The value becomes `result` in the reply: a string for text to be shown as it
-    /// is, otherwise an object; `Value::Null` where there is nothing to say.
+    /// Does a command, or begins to.
     ///
     /// To an object that answers `info status`, the server adds `control`: its clients and the lines
     /// that it had to drop.
     ///
     /// # Errors
     /// The command cannot be done; the reply says why.
-    fn execute(&mut self, command: Command) -> Result<Value, CommandError>;
+    fn execute(&mut self, command: Command) -> Result<Answer, CommandError>;
 }
 
 /// A transport that cannot be opened. Starts with the option that asked for it.
@@ -71,6 +87,17 @@ pub struct ControlServer {
     poller: Poller,
     pipe: Option<Pipe>,
     socket: Option<Socket>,
+    /// Commands that have begun. Those of clients that are gone stay until they are done: there are
+    /// no more than the machine begins.
+    begun: BTreeMap<Ticket, Begun>,
+}
+
+/// Who waits for a reply.
+#[derive(Debug)]
+struct Begun {
+    token: Option<String>,
+    /// A client of the socket, or the pipe.
+    client: Option<u64>,
 }
 
 impl ControlServer {
@@ -89,6 +116,7 @@ impl ControlServer {
             poller,
             pipe,
             socket,
+            begun: BTreeMap::new(),
         })
     }
 
@@ -120,11 +148,39 @@ impl ControlServer {
         }
     }
 
+    /// Sends the reply to a command that was to be answered later. Never blocks.
+    pub fn finish(&mut self, ticket: Ticket, result: Result<Value, CommandError>) {
+        let Some(begun) = self.begun.remove(&ticket) else {
+            return;
+        };
+        let line = reply(begun.token.as_deref(), result);
+        match begun.client {
+            None => self.send_to_pipe(&line),
+            Some(key) => {
+                if let Some(socket) = &mut self.socket {
+                    socket.finish(key, &line);
+                    socket.settle(key, &self.poller);
+                }
+            }
+        }
+    }
+
+    fn send_to_pipe(&mut self, line: &[u8]) {
+        if let Some(pipe) = &mut self.pipe {
+            pipe.send(line, &self.poller);
+        }
+    }
+
     fn handle_pipe(&mut self, sink: &mut dyn CommandSink) {
         let lines = self.pipe.as_mut().map(Pipe::receive).unwrap_or_default();
         for line in lines {
-            if let (Some(reply), Some(pipe)) = (self.answer(&line, sink), &mut self.pipe) {
-                pipe.send(&reply, &self.poller);
+            match self.answer(&line, sink) {
+                Some(Reply::Line(line)) => self.send_to_pipe(&line),
+                Some(Reply::Later { ticket, token }) => {
+                    let client = None;
+                    self.begun.insert(ticket, Begun { token, client });
+                }
+                None => {}
             }
         }
     }
@@ -142,14 +198,25 @@ impl ControlServer {
         // A hang-up without anything to read is read as the end of the stream.
         let ends = EventSet::HANG_UP | EventSet::ERROR;
         if events.intersects(EventSet::IN | ends) {
+            let hung_up = events.intersects(ends);
             let lines = self
                 .socket
                 .as_mut()
-                .map(|socket| socket.receive(key))
+                .map(|socket| socket.receive(key, hung_up))
                 .unwrap_or_default();
             for line in lines {
-                if let (Some(reply), Some(socket)) = (self.answer(&line, sink), &mut self.socket) {
-                    socket.send(key, &reply);
+                let reply = self.answer(&line, sink);
+                let Some(socket) = &mut self.socket else {
+                    return;
+                };
+                match reply {
+                    Some(Reply::Line(line)) => socket.send(key, &line),
+                    Some(Reply::Later { ticket, token }) => {
+                        socket.begin(key);
+                        let client = Some(key);
+                        self.begun.insert(ticket, Begun { token, client });
+                    }
+                    None => {}
                 }
             }
         }
@@ -158,7 +225,7 @@ impl ControlServer {
         }
     }
 
-    fn answer(&self, line: &Inbound, sink: &mut dyn CommandSink) -> Option<Vec<u8>> {
+    fn answer(&self, line: &Inbound, sink: &mut dyn CommandSink) -> Option<Reply> {
         protocol::answer(line, sink, || self.status())
     }
 

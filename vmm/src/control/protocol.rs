@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::CommandSink;
 use super::command::{self, Command, CommandError, ErrorClass, Info, Line};
 use super::line::{Inbound, MAX_LINE};
+use super::{Answer, CommandSink, Ticket};
 
 /// Longest token in bytes, without its `@`.
 pub const MAX_TOKEN: usize = 64;
@@ -34,6 +34,21 @@ impl Event {
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.data.insert(key.to_owned(), value.into());
         self
+    }
+
+    /// What happened.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Its members.
+    pub fn data(&self) -> &Map<String, Value> {
+        &self.data
+    }
+
+    /// The id of what it happened to, if it has one.
+    pub fn id(&self) -> Option<&str> {
+        self.data.get("id")?.as_str()
     }
 
     /// The event as a line, with its newline.
@@ -63,14 +78,28 @@ impl Event {
     }
 }
 
-/// Does what a line asks for and returns the reply, with its newline. An empty line has none.
+/// What there is to say to a line.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// The reply, with its newline.
+    Line(Vec<u8>),
+    /// It comes when the machine has done the command.
+    Later {
+        /// Names it.
+        ticket: Ticket,
+        /// For the reply.
+        token: Option<String>,
+    },
+}
+
+/// Does what a line asks for and returns the reply. An empty line has none.
 ///
 /// `status` is what the server itself adds to `info status`.
 pub(super) fn answer(
     inbound: &Inbound,
     sink: &mut dyn CommandSink,
     status: impl FnOnce() -> Value,
-) -> Option<Vec<u8>> {
+) -> Option<Reply> {
     let (token, result) = match inbound {
         Inbound::Line(line) => {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -78,7 +107,14 @@ pub(super) fn answer(
                 return None;
             }
             match split_token(line) {
-                Ok((token, rest)) => (token, text(rest).and_then(|line| run(line, sink, status))),
+                Ok((token, rest)) => match text(rest).and_then(|line| run(line, sink, status)) {
+                    Ok(Answer::Done(value)) => (token, Ok(value)),
+                    Ok(Answer::Later(ticket)) => {
+                        let token = token.map(str::to_owned);
+                        return Some(Reply::Later { ticket, token });
+                    }
+                    Err(error) => (token, Err(error)),
+                },
                 Err(error) => (None, Err(error)),
             }
         }
@@ -97,24 +133,24 @@ pub(super) fn answer(
             )
         }
     };
-    Some(reply(token, result))
+    Some(Reply::Line(reply(token, result)))
 }
 
 fn run(
     line: &str,
     sink: &mut dyn CommandSink,
     status: impl FnOnce() -> Value,
-) -> Result<Value, CommandError> {
+) -> Result<Answer, CommandError> {
     let command = match command::parse(line)? {
-        Line::Help(text) => return Ok(Value::String(text)),
+        Line::Help(text) => return Ok(Answer::Done(Value::String(text))),
         Line::Command(command) => command,
     };
     let is_status = command == Command::Info(Info::Status);
-    let mut result = sink.execute(command)?;
-    if let (true, Some(members)) = (is_status, result.as_object_mut()) {
+    let mut answer = sink.execute(command)?;
+    if let (true, Answer::Done(Value::Object(members))) = (is_status, &mut answer) {
         members.insert("control".to_owned(), status());
     }
-    Ok(result)
+    Ok(answer)
 }
 
 fn protocol(message: impl Into<String>) -> CommandError {
@@ -205,18 +241,23 @@ mod tests {
     struct Echo;
 
     impl CommandSink for Echo {
-        fn execute(&mut self, command: Command) -> Result<Value, CommandError> {
-            match command {
-                Command::SystemReset => Err(CommandError::new(ErrorClass::Failed, "no \"reset\"")),
-                Command::SystemPowerdown => Ok(Value::Null),
-                Command::Info(Info::Status) => Ok(json!({ "running": true })),
-                other => Ok(format!("{other:?}").into()),
-            }
+        fn execute(&mut self, command: Command) -> Result<Answer, CommandError> {
+            Ok(Answer::Done(match command {
+                Command::SystemReset => {
+                    return Err(CommandError::new(ErrorClass::Failed, "no \"reset\""));
+                }
+                Command::SystemPowerdown => Value::Null,
+                Command::Info(Info::Status) => json!({ "running": true }),
+                other => format!("{other:?}").into(),
+            }))
         }
     }
 
     fn answer_to(inbound: &Inbound) -> Option<String> {
-        let reply = answer(inbound, &mut Echo, || json!({ "clients": 1 }))?;
+        let reply = match answer(inbound, &mut Echo, || json!({ "clients": 1 }))? {
+            Reply::Line(line) => line,
+            later @ Reply::Later { .. } => panic!("{later:?}"),
+        };
         let text = String::from_utf8(reply).unwrap();
         assert_eq!(text.find('\n'), Some(text.len() - 1));
         Some(text.trim_end().to_owned())

@@ -68,6 +68,10 @@ struct Client {
     outbox: Outbox,
     /// The client may still send.
     reading: bool,
+    /// It takes nothing any more.
+    gone: bool,
+    /// Commands of it whose replies are still to come.
+    begun: u32,
 }
 
 /// The listener and its clients.
@@ -159,17 +163,20 @@ impl Socket {
                 lines: LineReader::default(),
                 outbox: Outbox::default(),
                 reading: true,
+                gone: false,
+                begun: 0,
             };
             self.clients.insert(key, client);
         }
     }
 
-    /// Reads what fits one turn of one client.
-    pub fn receive(&mut self, key: u64) -> Vec<Inbound> {
+    /// Reads what fits one turn of one client, which may have hung up.
+    pub fn receive(&mut self, key: u64, hung_up: bool) -> Vec<Inbound> {
         let mut lines = Vec::new();
         let Some(client) = self.clients.get_mut(&key) else {
             return lines;
         };
+        client.gone |= hung_up;
         let mut buffer = [0; READ_SIZE];
         match client.stream.read(&mut buffer) {
             Ok(0) => {
@@ -187,6 +194,21 @@ impl Socket {
     /// Queues a line for one client.
     pub fn send(&mut self, key: u64, line: &[u8]) {
         if let Some(client) = self.clients.get_mut(&key) {
+            client.outbox.push(line);
+        }
+    }
+
+    /// A reply to this client is to come.
+    pub fn begin(&mut self, key: u64) {
+        if let Some(client) = self.clients.get_mut(&key) {
+            client.begun += 1;
+        }
+    }
+
+    /// Queues a reply that was to come.
+    pub fn finish(&mut self, key: u64, line: &[u8]) {
+        if let Some(client) = self.clients.get_mut(&key) {
+            client.begun = client.begun.saturating_sub(1);
             client.outbox.push(line);
         }
     }
@@ -210,6 +232,8 @@ impl Socket {
             (true, true) => Interest::Read,
             (true, false) => Interest::ReadWrite,
             (false, false) => Interest::Write,
+            // It only stopped sending, and waits.
+            (false, true) if client.begun > 0 && !client.gone => Interest::Errors,
             (false, true) => return self.close(key),
         };
         if written

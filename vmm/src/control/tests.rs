@@ -24,7 +24,8 @@ use crate::control::command::ErrorClass;
 /// Far more than anything here takes, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A machine that counts, answers `info stats` with a number and `info nvme` with a long text.
+/// A machine that counts, answers `info stats` with a number and `info nvme` with a long text. What
+/// waits is named by the count.
 #[derive(Default)]
 struct Machine {
     executed: u64,
@@ -33,18 +34,19 @@ struct Machine {
 const LONG: usize = 100_000;
 
 impl CommandSink for Machine {
-    fn execute(&mut self, command: Command) -> Result<Value, CommandError> {
+    fn execute(&mut self, command: Command) -> Result<Answer, CommandError> {
         self.executed += 1;
-        match command {
-            Command::Info(command::Info::Status) => Ok(json!({ "executed": self.executed })),
-            Command::Info(command::Info::Stats) => Ok(self.executed.into()),
-            Command::Info(command::Info::Nvme) => Ok("x".repeat(LONG).into()),
-            Command::DeviceDel { id, .. } => Err(CommandError::new(
-                ErrorClass::NotFound,
-                format!("no device {id}"),
-            )),
-            _ => Ok(Value::Null),
-        }
+        Ok(Answer::Done(match command {
+            Command::Info(command::Info::Status) => json!({ "executed": self.executed }),
+            Command::Info(command::Info::Stats) => self.executed.into(),
+            Command::Info(command::Info::Nvme) => "x".repeat(LONG).into(),
+            Command::Wait { .. } => return Ok(Answer::Later(Ticket(self.executed))),
+            Command::DeviceDel { id, .. } => {
+                let why = format!("no device {id}");
+                return Err(CommandError::new(ErrorClass::NotFound, why));
+            }
+            _ => Value::Null,
+        }))
     }
 }
 
@@ -617,6 +619,60 @@ fn a_client_that_only_stops_sending_gets_its_replies() {
     let rest = json_lines(&rest);
     let message = "the last line has no newline and was not executed";
     assert_eq!(rest.last().unwrap()["error"]["message"], message);
+}
+
+#[test]
+fn commands_that_wait_hold_up_nobody() {
+    let place = Place::new();
+    let (mut server, mut machine) = (place.both(), Machine::default());
+    let (mut commands, mut replies) = (place.commands(), place.replies());
+    commands
+        .write_all(b"@a wait ns_changed\n@b info stats\n@c wait ns_changed\n")
+        .unwrap();
+    settle(&mut server, &mut machine);
+    let told = json_lines(&drain(&mut replies));
+    assert_eq!(told, [json!({ "token": "b", "ok": true, "result": 2 })]);
+    let late = CommandError::new(ErrorClass::Timeout, "late");
+    server.finish(Ticket(3), Err(late));
+    server.finish(Ticket(1), Ok("first".into()));
+    server.finish(Ticket(1), Ok("never twice".into()));
+    server.finish(Ticket(9), Ok("nobody's".into()));
+    let told = json_lines(&drain(&mut replies));
+    let error = json!({ "class": "Timeout", "message": "late" });
+    assert_eq!(
+        told,
+        [
+            json!({ "token": "c", "ok": false, "error": error }),
+            json!({ "token": "a", "ok": true, "result": "first" }),
+        ]
+    );
+}
+
+#[test]
+fn a_client_that_only_stops_sending_gets_what_it_waits_for() {
+    let place = Place::new();
+    let (mut server, mut machine) = (place.socket(), Machine::default());
+    let mut stopped = place.connect();
+    stopped
+        .get_mut()
+        .write_all(b"@a wait ns_changed\n")
+        .unwrap();
+    stopped.get_mut().shutdown(Shutdown::Write).unwrap();
+    settle(&mut server, &mut machine);
+    // One that is gone is not kept, and its reply is nobody's.
+    let mut gone = place.connect();
+    gone.get_mut().write_all(b"wait ns_changed\n").unwrap();
+    settle(&mut server, &mut machine);
+    drop(gone);
+    settle(&mut server, &mut machine);
+    assert_eq!(server.socket.as_ref().unwrap().clients(), 1);
+    server.finish(Ticket(2), Ok(Value::Null));
+    server.finish(Ticket(1), Ok("now".into()));
+    let reply = read_reply(&mut stopped);
+    assert_eq!(reply, json!({ "token": "a", "ok": true, "result": "now" }));
+    settle(&mut server, &mut machine);
+    assert_eq!(server.socket.as_ref().unwrap().clients(), 0);
+    assert!(server.begun.is_empty());
 }
 
 #[test]

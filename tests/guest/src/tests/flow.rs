@@ -6,7 +6,7 @@ use crate::nvme::{Buffer, Command, Controller, Namespace, Pair, io};
 use crate::random::Random;
 
 /// Blocks in the prepared area.
-const AREA: u64 = 512;
+pub const AREA: u64 = 512;
 /// Most commands out at a time.
 pub const MAX_DEPTH: usize = 64;
 
@@ -51,7 +51,8 @@ impl Flow {
         })
     }
 
-    fn word(lba: u64) -> u64 {
+    /// First word of a prepared block.
+    pub fn word(lba: u64) -> u64 {
         crate::random::mix(lba ^ 0x5eed)
     }
 

@@ -5,6 +5,7 @@ mod bench;
 mod features;
 mod flow;
 mod hostile;
+mod hotplug;
 mod identify;
 mod interrupts;
 mod io;
@@ -98,6 +99,7 @@ const TESTS: &[Test] = &[
     test("bars", bars::run),
     test("hostile", hostile::run),
     named_only("bench", bench::run),
+    named_only("hotplug", hotplug::run),
     named_only("reboot", machine::reboot),
     named_only("triplefault", machine::triple_fault),
     named_only("pagefault", machine::page_fault),
