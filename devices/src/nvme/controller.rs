@@ -119,6 +119,8 @@ impl Drop for Controller {
     /// cannot stop ends in silence.
     fn drop(&mut self) {
         self.core.doorbells.reset();
+        // Commands that cannot be stopped keep their own namespace, not all.
+        self.core.set_namespaces(Arc::default(), &[]);
         self.io_threads.send_all(|| Message::Reset {
             core: Arc::clone(&self.core),
         });
