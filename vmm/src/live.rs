@@ -142,7 +142,7 @@ impl Live {
             Some(Object::Controller {
                 controller, slot, ..
             }) => {
-                self.hotplug.insert(*slot);
+                self.tell_inserted(*slot);
                 reply["addr"] = bdf(*slot).into();
                 reply["cntlid"] = controller.cntlid().into();
             }

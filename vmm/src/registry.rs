@@ -106,7 +106,7 @@ struct Place {
 pub struct Registry {
     parts: Parts,
     objects: Vec<(String, Object)>,
-    /// Ids that the command line gives to devices still to come: not for automatic ones.
+    /// Ids that were given to devices still to come: not for automatic ones.
     reserved: BTreeSet<String>,
     /// Devices whose removal was begun, by their ids, which are theirs until they are gone.
     leaving: BTreeMap<String, Departure>,
@@ -241,11 +241,16 @@ impl Registry {
     /// # Errors
     /// See [`Problem`]; nothing is left of the device then.
     pub fn add(&mut self, spec: &DeviceSpec) -> Result<String, DeviceError> {
+        // What is made along with the device must not take its id.
+        self.reserved.extend(spec.id().map(str::to_owned));
         let result = match spec {
             DeviceSpec::Subsystem(spec) => self.add_subsystem(spec),
             DeviceSpec::Controller(spec) => self.add_controller(spec),
             DeviceSpec::Namespace(spec) => self.add_namespace(spec),
         };
+        if let Some(id) = spec.id() {
+            self.reserved.remove(id);
+        }
         result.map_err(|problem| DeviceError {
             device: match spec.id() {
                 Some(id) => format!("{},id={id}", spec.driver()),
@@ -510,15 +515,9 @@ impl Registry {
             None => self.make_subsystem(false)?,
         };
         let controller = self.make_controller(&id, spec, &subsystem)?;
-        let slot = self.choose_slot(spec.addr)?;
-        let slot = self.parts.pci.add(slot, controller.clone())?;
-        if let Some(backend) = disk
-            && let Err(problem) = self.add_own_disk(&id, &subsystem, backend)
-        {
-            self.parts.pci.remove(slot);
-            return Err(problem);
-        }
         let watch = self.watch(&controller)?;
+        let plugged = self.plug(&id, spec.addr, &controller, disk);
+        let slot = plugged.inspect_err(|_| self.parts.events.remove(watch))?;
         if spec.subsys.is_none() {
             let made = Object::Subsystem(Arc::clone(&subsystem));
             self.insert(subsystem.id(), made);
@@ -531,6 +530,25 @@ impl Registry {
         };
         self.insert(&id, object);
         Ok(id)
+    }
+
+    /// Puts a controller into a slot, with its own disk if it has one.
+    fn plug(
+        &mut self,
+        id: &str,
+        addr: Option<u8>,
+        controller: &Arc<Controller>,
+        disk: Option<Arc<dyn Backend>>,
+    ) -> Result<u8, Problem> {
+        let slot = self.choose_slot(addr)?;
+        let slot = self.parts.pci.add(slot, controller.clone())?;
+        if let Some(backend) = disk
+            && let Err(problem) = self.add_own_disk(id, controller.subsystem(), backend)
+        {
+            self.parts.pci.remove(slot);
+            return Err(problem);
+        }
+        Ok(slot)
     }
 
     fn make_controller(

@@ -180,6 +180,77 @@ fn namespaces_come_and_go_and_leave_nothing() {
     machine.quit();
 }
 
+/// Lets berth have descriptors below `limit` only.
+fn limit_descriptors(machine: &Machine, limit: usize) {
+    let pid = libc::pid_t::try_from(machine.child.0.id()).unwrap();
+    let limit = libc::rlimit {
+        rlim_cur: limit as u64,
+        rlim_max: 4096,
+    };
+    // SAFETY: the pointers are to a structure of the right type and to nothing.
+    let result = unsafe {
+        libc::prlimit(
+            pid,
+            libc::RLIMIT_NOFILE,
+            &raw const limit,
+            std::ptr::null_mut(),
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Does a command with every number of descriptors up to what it needs; the failures, of which there
+/// are some, leave nothing.
+#[track_caller]
+fn until_descriptors_suffice(machine: &mut Machine, command: &str) {
+    let before = held(machine);
+    let descriptors = format!("/proc/{}/fd", machine.child.0.id());
+    let free = |number: &usize| !Path::new(&format!("{descriptors}/{number}")).exists();
+    let first = (0..).find(free).unwrap();
+    for more in 0..100 {
+        limit_descriptors(machine, first + more);
+        let reply = machine.ask(command);
+        limit_descriptors(machine, 4096);
+        if reply.contains("\"ok\":true") {
+            assert_ne!(more, 0, "{command} needs no descriptor");
+            return;
+        }
+        assert!(reply.contains("\"class\":\"Failed\""), "{reply}");
+        let deadline = Instant::now() + LIMIT;
+        // I/O threads let go of it in their own time.
+        while held(machine) != before {
+            assert!(Instant::now() < deadline, "{command}: {more}: {reply}");
+        }
+    }
+    panic!("{command} fails for another reason");
+}
+
+#[test]
+fn what_fails_for_want_of_descriptors_leaves_nothing() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    let file = image(&machine.guest.directory.path().join("disk"));
+    let before = held(&mut machine);
+    for _ in 0..2 {
+        let add = "device_add nvme,id=c,subsys=s,addr=5,max_ioqpairs=1,memory=1M";
+        until_descriptors_suffice(&mut machine, add);
+        let add = format!("device_add nvme-ns,id=n,bus=s,file={file}");
+        until_descriptors_suffice(&mut machine, &add);
+        for (command, id) in [
+            ("device_del n", "n"),
+            ("device_del ns0", "ns0"),
+            ("device_del c surprise", "c"),
+        ] {
+            until_descriptors_suffice(&mut machine, command);
+            machine.wait("device_deleted", id);
+        }
+        assert_eq!(held(&mut machine), before);
+    }
+    machine.quit();
+}
+
 #[test]
 fn a_subsystem_goes_when_it_is_empty() {
     if !kvm() {
@@ -319,6 +390,35 @@ fn removals_can_be_waited_for() {
     machine.ok("device_add nvme-subsys,id=s");
     assert!(machine.ok("device_del s wait=1").contains(&gone("s")));
     machine.refused("device_del s wait=1", "NotFound", "no device has this id");
+    machine.quit();
+}
+
+#[test]
+fn waits_are_limited_and_end_with_their_client() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    machine.ok("device_add nvme-ns,id=n,bus=s,memory=1M");
+    let before = held(&mut machine);
+    let socket = machine.guest.directory.path().join("socket");
+    let mut other = BufReader::new(UnixStream::connect(&socket).unwrap());
+    for number in 0..=256 {
+        writeln!(other.get_mut(), "@{number} wait guest_reset timeout=3600").unwrap();
+    }
+    let mut full = String::new();
+    other.read_line(&mut full).unwrap();
+    let limit = "256 commands wait already, which is the limit";
+    assert!(full.starts_with("{\"token\":\"256\",") && full.contains(limit));
+    // What cannot be waited for is not begun.
+    machine.refused("device_del n wait=20", "Failed", limit);
+    assert!(machine.ok("info qtree").contains("nvme-ns, id \\\"n\\\""));
+    drop(other);
+    let deadline = Instant::now() + LIMIT;
+    while held(&mut machine) != before {
+        assert!(Instant::now() < deadline, "{:?}", held(&mut machine));
+    }
+    machine.ok("device_del n wait=20");
     machine.quit();
 }
 

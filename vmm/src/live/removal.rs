@@ -110,7 +110,7 @@ impl Live {
         subsystem: &Arc<Subsystem>,
     ) -> io::Result<()> {
         let closed = EventFd::new(EFD_NONBLOCK)?;
-        namespace.notify_closed(closed.try_clone()?);
+        let teller = closed.try_clone()?;
         let deadline = timer(DRAIN_LIMIT)?;
         let weak = Arc::downgrade(namespace);
         let late = {
@@ -129,7 +129,10 @@ impl Live {
         self.once(&closed, move |live| {
             live.events.remove(late);
             live.gone(&gone);
-        })?;
+        })
+        .inspect_err(|_| self.events.remove(late))?;
+        // Nothing fails from here on: only the first call counts.
+        namespace.notify_closed(teller);
         {
             let mut registry = self.registry.borrow_mut();
             registry.set_leaving(id, Leaving::Ending);
@@ -169,12 +172,12 @@ impl Live {
         for slot in slots_in(&self.slots.ejected) {
             let pulled = self.releasing.get();
             self.releasing.set(pulled & !(1 << slot));
-            if pulled >> slot & 1 != 0 {
-                continue;
-            }
             let id = self.registry().in_slot(slot);
-            if let Some(id) = id {
-                self.unplug(&id, slot);
+            match id {
+                // Ejecting the last controller has hidden from the guest that there is another one.
+                Some(_) if pulled >> slot & 1 != 0 => self.tell_inserted(slot),
+                Some(id) => self.unplug(&id, slot),
+                None => {}
             }
         }
     }
@@ -239,6 +242,14 @@ impl Live {
         }
         self.remember(id);
         self.announce(Event::new("device_deleted").with("id", id));
+    }
+
+    /// Tells the guest of a controller in a slot. If the request to let go of the slot's last one is
+    /// withdrawn by that, the slot is in nobody's hand: an ejection will be about the new one.
+    pub(super) fn tell_inserted(&self, slot: u8) {
+        if self.hotplug.insert(slot) {
+            self.releasing.set(self.releasing.get() & !(1 << slot));
+        }
     }
 
     /// Slots that the guest has in hand. One whose request it never read is free: the next

@@ -291,6 +291,37 @@ fn a_slot_that_was_pulled_is_free_when_the_guest_let_go() {
     assert!(machine.has("c"));
 }
 
+/// A guest that comes up late has not heard of the controller that was pulled before.
+#[test]
+fn a_slot_that_was_used_again_is_the_new_controllers() {
+    let mut machine = Machine::new();
+    machine.add("nvme,id=a,memory=1M,addr=5").unwrap();
+    machine.live.remove("a", true).unwrap();
+    machine.event("device_deleted", "a");
+    machine.add("nvme,id=b,memory=1M,addr=5").unwrap();
+    assert_eq!(machine.guest_reads(REMOVAL), [0; 0]);
+    assert_eq!(machine.guest_reads(INSERTED), [5]);
+    machine.live.remove("b", false).unwrap();
+    assert_eq!(machine.guest_reads(REMOVAL), [5]);
+    machine.guest_writes(EJECT, 1 << 5);
+    machine.event("device_deleted", "b");
+}
+
+/// The guest may read that it is to let go of a controller just as another one takes the slot.
+#[test]
+fn a_late_ejection_does_not_take_the_next_controller() {
+    let machine = Machine::new();
+    machine.add("nvme,id=b,memory=1M,addr=5").unwrap();
+    machine.live.releasing.set(1 << 5);
+    machine.guest_writes(EJECT, 1 << 5);
+    machine.live.slots_changed();
+    assert!(machine.has("b"));
+    assert_eq!(machine.guest_reads(INSERTED), [5]);
+    machine.guest_writes(EJECT, 1 << 5);
+    machine.live.slots_changed();
+    assert!(!machine.has("b"));
+}
+
 #[test]
 fn a_guest_may_let_go_by_itself() {
     let mut machine = Machine::new();
@@ -322,6 +353,21 @@ fn a_private_namespace_follows_its_controllers_id() {
         machine.live.remove("c", true).unwrap();
         machine.event("device_deleted", "c");
         assert_eq!(attached(&machine), [0; 0]);
+    }
+}
+
+#[test]
+fn what_is_made_along_with_a_device_leaves_it_its_id() {
+    for (argument, expected) in [
+        ("nvme,id=ns0,memory=1M", &["ns1", "subsys0", "ns0"][..]),
+        ("nvme,id=subsys0,memory=1M", &["ns0", "subsys1", "subsys0"]),
+        ("nvme-ns,id=subsys0,memory=1M", &["subsys1", "subsys0"]),
+    ] {
+        let machine = Machine::new();
+        machine.add(argument).unwrap();
+        let registry = machine.live.registry();
+        let ids: Vec<&str> = registry.iter().map(|(id, _)| id).collect();
+        assert_eq!(ids, expected, "{argument}");
     }
 }
 
