@@ -444,6 +444,7 @@ impl Admin {
         let result = self.features.set(sqe, namespaces, !self.io.is_empty())?;
         let write_through = !self.features.write_cache();
         controller.core().set_write_through(write_through);
+        self.events.keep_wanted(self.features.async_events);
         if self.features.temperature_warning() {
             self.events
                 .raise(AsyncEvent::Temperature, self.features.async_events);
