@@ -229,7 +229,8 @@ impl Live {
             }
         };
         let now = namespace.bytes();
-        if size < now && !shrink {
+        // No size at all is refused below, whatever is wanted.
+        if (1..now).contains(&size) && !shrink {
             let why = format!(
                 "{} is less than the {} that it has, and what is behind would be lost; \
                  if that is wanted: ns_resize {id} {size} shrink",

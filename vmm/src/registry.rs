@@ -108,6 +108,8 @@ pub struct Registry {
     objects: Vec<(String, Object)>,
     /// Ids that were given to devices still to come: not for automatic ones.
     reserved: BTreeSet<String>,
+    /// Slots, as a mask, that the command line gives to controllers still to come: likewise.
+    reserved_slots: u32,
     /// Devices whose removal was begun, by their ids, which are theirs until they are gone.
     leaving: BTreeMap<String, Departure>,
     /// Slots that the guest is still letting go of: not for new controllers.
@@ -139,6 +141,7 @@ impl Registry {
             parts,
             objects: Vec::new(),
             reserved: BTreeSet::new(),
+            reserved_slots: 0,
             leaving: BTreeMap::new(),
             releasing: 0,
             drives: Drives::new(),
@@ -165,6 +168,8 @@ impl Registry {
         let others = objects.iter().chain(devices);
         let ids = disk_ids.chain(others.filter_map(DeviceSpec::id));
         self.reserved = ids.map(str::to_owned).collect();
+        let slots = devices.iter().filter_map(DeviceSpec::slot);
+        self.reserved_slots = slots.fold(0, |mask, slot| mask | 1 << slot);
         self.add_disks(disks)?;
         let objects = objects.iter().map(|spec| ("--object", spec));
         let given: Vec<_> = objects
@@ -172,6 +177,7 @@ impl Registry {
             .collect();
         self.add_in_order(&given)?;
         self.reserved.clear();
+        self.reserved_slots = 0;
         self.warn_of_unseen();
         Ok(())
     }
@@ -322,7 +328,17 @@ impl Registry {
             Some(slot) => Ok(Some(slot)),
             // Where all are taken, the root says so.
             None => {
-                Ok((1..32).find(|&slot| !releasing(slot) && self.parts.pci.device(slot).is_none()))
+                let free = |slot: &u8| {
+                    !releasing(*slot)
+                        && self.reserved_slots >> slot & 1 == 0
+                        && self.parts.pci.device(*slot).is_none()
+                };
+                let leaving =
+                    |slot: &u8| releasing(*slot) && self.parts.pci.device(*slot).is_none();
+                match ((1..32).find(free), (1..32).find(leaving)) {
+                    (None, Some(slot)) => Err(Problem::Releasing(bdf(slot))),
+                    (found, _) => Ok(found),
+                }
             }
         }
     }
@@ -661,9 +677,9 @@ impl Registry {
         };
         let known: Vec<_> = self.iter().filter_map(named).collect();
         if known.is_empty() {
-            "define it before this device".into()
+            "add it, with --device or device_add".into()
         } else {
-            format!("defined so far: {}", known.join(", "))
+            format!("there are: {}", known.join(", "))
         }
     }
 

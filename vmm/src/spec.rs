@@ -224,6 +224,15 @@ impl DeviceSpec {
         }
     }
 
+    /// The slot, if it was given one, 1 to 31.
+    #[must_use]
+    pub fn slot(&self) -> Option<u8> {
+        match self {
+            Self::Controller(spec) => spec.addr,
+            Self::Subsystem(_) | Self::Namespace(_) => None,
+        }
+    }
+
     /// The driver's name.
     #[must_use]
     pub fn driver(&self) -> &'static str {

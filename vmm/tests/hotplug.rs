@@ -480,6 +480,7 @@ fn namespaces_are_resized() {
     machine.ok("ns_resize f 2M shrink");
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 2 << 20);
     machine.refused("ns_resize f 2097153", "Argument", "block size 512");
+    machine.refused("ns_resize f 0", "Argument", "at least one block");
     machine.refused("ns_resize r 2M", "Argument", "it is read-only");
     machine.refused("ns_resize c 2M", "Argument", "this is no namespace");
     machine.refused("ns_resize x 2M", "NotFound", "no device has this id");
@@ -542,7 +543,11 @@ fn qemus_commands_mean_the_same() {
     }
     machine.ok("device_del c surprise wait=20");
     machine.ok("object_del s");
-    machine.refused("object_del s", "NotFound", "no device has this id");
+    machine.refused(
+        "object_del s",
+        "NotFound",
+        "object_del s: no device has this id",
+    );
     machine.quit();
 }
 

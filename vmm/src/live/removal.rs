@@ -31,7 +31,7 @@ impl Live {
             let why = format!("object_del {id}: a controller is a PCI device; use device_del");
             return Err(CommandError::new(ErrorClass::Argument, why));
         }
-        self.remove(id, false)
+        self.remove_by("object_del", id, false)
     }
 
     /// Removes a device, or begins to. The event `device_deleted` says when it is gone.
@@ -39,8 +39,12 @@ impl Live {
     /// # Errors
     /// No such device, or it is in use.
     pub fn remove(&self, id: &str, surprise: bool) -> Result<Value, CommandError> {
+        self.remove_by("device_del", id, surprise)
+    }
+
+    fn remove_by(&self, command: &str, id: &str, surprise: bool) -> Result<Value, CommandError> {
         let refused =
-            |class, why: String| CommandError::new(class, format!("device_del {id}: {why}"));
+            |class, why: String| CommandError::new(class, format!("{command} {id}: {why}"));
         let leaving = self.registry().leaving(id);
         match leaving {
             Some(Leaving::Ending) => {

@@ -322,6 +322,28 @@ fn a_late_ejection_does_not_take_the_next_controller() {
     assert!(!machine.has("b"));
 }
 
+/// Nor is it taken when it is the only one that looks free.
+#[test]
+fn a_full_bus_waits_for_the_guest() {
+    let mut machine = Machine::new();
+    machine.add("nvme-subsys,id=s").unwrap();
+    let add = "nvme,subsys=s,max_ioqpairs=1";
+    for slot in 1..32 {
+        let added = machine.add(add).unwrap();
+        assert_eq!(added["addr"], bdf(slot));
+    }
+    refused(machine.add(add), ErrorClass::Argument, "PCI bus 0 is full");
+    machine.guest_reads(INSERTED);
+    machine.live.remove("nvme4", true).unwrap();
+    machine.event("device_deleted", "nvme4");
+    assert_eq!(machine.guest_reads(REMOVAL), [5]);
+    let why = "the guest is still letting go of 0000:00:05.0";
+    refused(machine.add(add), ErrorClass::Exists, why);
+    machine.guest_writes(EJECT, 1 << 5);
+    machine.live.slots_changed();
+    assert_eq!(machine.add(add).unwrap()["addr"], bdf(5));
+}
+
 #[test]
 fn a_guest_may_let_go_by_itself() {
     let mut machine = Machine::new();
