@@ -15,6 +15,8 @@ pub(super) struct Opened {
     pub image: Image,
     pub size: u64,
     pub medium: Medium,
+    /// Its data is in memory: transfers wait for nothing.
+    pub in_memory: bool,
 }
 
 /// Opens, locks and checks the image at `path`.
@@ -52,11 +54,24 @@ pub(super) fn open(
         image.direct = Some(direct_align(&image.file, path, cache, block_size)?);
     }
     let medium = medium(&metadata);
+    let in_memory = in_memory(&image.file);
     Ok(Opened {
         image,
         size,
         medium,
+        in_memory,
     })
+}
+
+/// Whether the file is on tmpfs or ramfs.
+fn in_memory(file: &File) -> bool {
+    // Not in libc (linux/magic.h).
+    const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
+    // SAFETY: a plain structure of numbers.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: an open file and a structure to fill.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) };
+    result == 0 && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&found.f_type)
 }
 
 fn medium(metadata: &Metadata) -> Medium {

@@ -214,6 +214,7 @@ fn cache_modes_decide_what_is_stable() {
             block_size: 512,
             size: AtomicU64::new(0),
             punches_holes: true,
+            in_memory: false,
             medium: Medium::Device { number: 0 },
         };
         assert_eq!(backend.plan(Op::Read), Some((Step::Read, false)));
