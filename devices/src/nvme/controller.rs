@@ -119,6 +119,8 @@ impl Drop for Controller {
     /// cannot stop ends in silence.
     fn drop(&mut self) {
         self.core.doorbells.reset();
+        // Commands that cannot be stopped keep their own namespace, not all.
+        self.core.set_namespaces(Arc::default(), &[]);
         self.io_threads.send_all(|| Message::Reset {
             core: Arc::clone(&self.core),
         });
@@ -128,10 +130,7 @@ impl Drop for Controller {
 impl ControllerLink for Controller {
     fn attachments_changed(&self, table: Arc<AttachmentTable>, changed: &[u32]) {
         self.core.set_namespaces(table, changed);
-        lock(&self.changed).extend(changed);
-        // Threads that sleep must let go of the old table.
-        self.io_threads.wake_all();
-        self.core.wake();
+        self.note_changed(changed);
     }
 
     fn in_flight(&self, namespace: &Namespace) -> u64 {
@@ -254,6 +253,21 @@ impl Controller {
     /// Largest queue in entries.
     pub(super) fn max_entries(&self) -> u32 {
         u32::from(self.config.mqes) + 1
+    }
+
+    /// The guest reads which NSIDs above `after` are attached.
+    pub(super) fn guest_looks(&self, after: u32) {
+        let changed = self.core.guest_looks(after);
+        if !changed.is_empty() {
+            self.note_changed(&changed);
+        }
+    }
+
+    fn note_changed(&self, changed: &[u32]) {
+        lock(&self.changed).extend(changed);
+        // Threads that sleep must let go of the old table.
+        self.io_threads.wake_all();
+        self.core.wake();
     }
 
     /// NSIDs that changed since the last call.

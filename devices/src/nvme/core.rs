@@ -1,6 +1,5 @@
 //! What a controller's registers, admin queue and I/O threads share.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,6 +10,7 @@ use crate::pci::msix::Msix;
 use crate::ram::GuestRam;
 use crate::subsystem::AttachmentTable;
 
+use super::attached::Attached;
 use super::doorbell::{Doorbells, InvalidDoorbell};
 use super::snapshots::Tables;
 
@@ -73,8 +73,7 @@ pub struct Core {
     access: AtomicU32,
     // The guest turned the volatile write cache off.
     write_through: AtomicBool,
-    // NSIDs that were attached, and that the guest may not know are not any more.
-    departed: Mutex<BTreeSet<u32>>,
+    attached: Mutex<Attached>,
     events: Mutex<Vec<Event>>,
     doorbell_errors: AtomicU32,
     wake: EventFd,
@@ -109,7 +108,7 @@ impl Core {
             max_transfer,
             access: AtomicU32::new(0),
             write_through: AtomicBool::new(false),
-            departed: Mutex::default(),
+            attached: Mutex::default(),
             events: Mutex::default(),
             doorbell_errors: AtomicU32::new(0),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
@@ -148,32 +147,39 @@ impl Core {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the table of now, in which `changed` came, went or changed.
+    /// Takes the attached namespaces of now, of which `changed` came, went or changed.
     pub fn set_namespaces(&self, table: Arc<AttachmentTable>, changed: &[u32]) {
-        let mut departed = self.departed();
-        for &nsid in changed {
-            if table.get(nsid).is_some() {
-                departed.remove(&nsid);
-            } else {
-                departed.insert(nsid);
-            }
+        let mut attached = self.attached();
+        attached.set(table, changed);
+        self.namespaces.publish(attached.visible());
+    }
+
+    /// The guest begins or ends to use the controller: it knows nothing of before.
+    pub fn set_in_use(&self, in_use: bool) {
+        let mut attached = self.attached();
+        attached.set_in_use(in_use);
+        self.namespaces.publish(attached.visible());
+    }
+
+    /// The guest reads which NSIDs above `after` are attached. What is told are NSIDs that are worth
+    /// another look.
+    pub fn guest_looks(&self, after: u32) -> Vec<u32> {
+        let mut attached = self.attached();
+        let changed = attached.guest_looks(after);
+        if !changed.is_empty() {
+            self.namespaces.publish(attached.visible());
         }
-        self.namespaces.publish(table);
+        changed
     }
 
     /// Whether a namespace that is not attached was, as far as the guest can know. Commands for it
     /// took a path that is gone; another one may be there.
     pub fn has_departed(&self, nsid: u32) -> bool {
-        self.departed().contains(&nsid)
+        self.attached().has_departed(nsid)
     }
 
-    /// The guest read which namespaces are attached, or starts anew.
-    pub fn forget_departed(&self) {
-        self.departed().clear();
-    }
-
-    fn departed(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
-        self.departed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn attached(&self) -> std::sync::MutexGuard<'_, Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes an invalid doorbell write.

@@ -9,6 +9,7 @@
 //! held while an I/O thread works on a command, and none is shared between queues.
 
 mod admin;
+mod attached;
 mod controller;
 mod core;
 mod doorbell;

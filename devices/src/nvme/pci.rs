@@ -102,7 +102,10 @@ impl PciDevice for Controller {
 
 impl Controller {
     fn write_register(&self, offset: u64, data: &[u8]) {
-        let asks = self.registers().write(offset, data);
+        let mut registers = self.registers();
+        // Looked at with the lock: a write that was on its way does not come behind the last reset.
+        let asks = !self.is_stopped() && registers.write(offset, data);
+        drop(registers);
         if asks {
             self.core().wake();
         }

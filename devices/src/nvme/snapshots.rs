@@ -1,9 +1,10 @@
 //! The attachment tables that commands in flight were started with.
 //!
 //! A command keeps the table it found its namespace in, by epoch number and count, with no atomic
-//! read-modify-write. A namespace that was detached is let go of once the last command of its table
-//! ends.
+//! read-modify-write. A table that was replaced shrinks to the namespaces that its commands use: one
+//! that was detached is let go of once its last command ends, whatever others do.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -17,14 +18,17 @@ use super::stats::Gauge;
 #[derive(Debug, Default)]
 pub struct Tables {
     latest: ArcSwap<AttachmentTable>,
+    // Behind `latest` by no more than a moment: a look at it costs each command one load.
+    version: AtomicU64,
     // Of all queue groups, for those who count. Locked when tables change, never per command.
-    views: Mutex<Vec<Arc<View>>>,
+    views: Mutex<Vec<View>>,
 }
 
 impl Tables {
     /// Replaces the table of now.
     pub fn publish(&self, table: Arc<AttachmentTable>) {
         self.latest.store(table);
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// The table of now.
@@ -35,7 +39,10 @@ impl Tables {
     /// I/O commands in flight, over all queues.
     pub fn in_flight(&self) -> u64 {
         let views = self.views();
-        views.iter().map(|view| u64::from(view.total.get())).sum()
+        views
+            .iter()
+            .map(|view| u64::from(view.counts.total.get()))
+            .sum()
     }
 
     /// I/O commands in flight on a namespace, over all queues.
@@ -45,44 +52,52 @@ impl Tables {
         counts.map(u64::from).sum()
     }
 
-    fn views(&self) -> MutexGuard<'_, Vec<Arc<View>>> {
+    fn views(&self) -> MutexGuard<'_, Vec<View>> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, view: &Arc<View>) {
-        self.views().push(Arc::clone(view));
+    fn add(&self, view: &View) {
+        self.views().push(view.clone());
     }
 
-    /// Lets go of a view. Its namespaces may close, which must not happen under the lock.
-    fn remove(&self, view: &Arc<View>) {
+    /// Replaces the table of a view. Namespaces of the old one may close, which must not happen under
+    /// the lock.
+    fn replace(&self, view: &View) {
+        let old = {
+            let mut views = self.views();
+            let here = views.iter_mut().find(|other| other.is(view));
+            here.map(|here| std::mem::replace(&mut here.table, Arc::clone(&view.table)))
+        };
+        drop(old);
+    }
+
+    /// Lets go of a view, as [`Tables::replace`] does.
+    fn remove(&self, view: &View) {
         let removed = {
             let mut views = self.views();
-            let index = views.iter().position(|other| Arc::ptr_eq(other, view));
+            let index = views.iter().position(|other| other.is(view));
             index.map(|index| views.swap_remove(index))
         };
         drop(removed);
     }
 }
 
-/// A table as one queue group uses it. The group's owner alone counts; anybody may read.
-#[derive(Debug)]
+/// A table as one queue group uses it.
+#[derive(Debug, Clone)]
 struct View {
     table: Arc<AttachmentTable>,
+    counts: Arc<Counts>,
+}
+
+/// Commands in flight. The group's owner alone counts; anybody may read.
+#[derive(Debug)]
+struct Counts {
     total: Gauge,
     // By NSID; index 0 counts the commands for all namespaces.
     by_nsid: Box<[Gauge]>,
 }
 
-impl View {
-    fn new(table: Arc<AttachmentTable>) -> Arc<Self> {
-        let by_nsid = (0..table.nsid_bound().max(1)).map(|_| Gauge::default());
-        Arc::new(Self {
-            by_nsid: by_nsid.collect(),
-            total: Gauge::default(),
-            table,
-        })
-    }
-
+impl Counts {
     /// Where a command for `nsid` counts; nowhere if the table cannot have such a namespace.
     fn gauge(&self, nsid: u32) -> Option<&Gauge> {
         match nsid {
@@ -92,14 +107,53 @@ impl View {
         }
     }
 
+    fn get(&self, nsid: u32) -> u32 {
+        let of = |nsid| self.gauge(nsid).map_or(0, Gauge::get);
+        of(nsid) + of(BROADCAST)
+    }
+}
+
+impl View {
+    fn new(table: Arc<AttachmentTable>) -> Self {
+        let by_nsid = (0..table.nsid_bound().max(1)).map(|_| Gauge::default());
+        let counts = Counts {
+            total: Gauge::default(),
+            by_nsid: by_nsid.collect(),
+        };
+        let counts = Arc::new(counts);
+        Self { table, counts }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.counts, &other.counts)
+    }
+
     fn in_flight_on(&self, namespace: &Namespace) -> u32 {
-        let nsid = namespace.nsid();
-        let here = self.table.get(nsid);
+        let here = self.table.get(namespace.nsid());
         if !here.is_some_and(|here| std::ptr::eq(&raw const **here, namespace)) {
             return 0;
         }
-        let of = |nsid| self.gauge(nsid).map_or(0, Gauge::get);
-        of(nsid) + of(BROADCAST)
+        self.counts.get(namespace.nsid())
+    }
+
+    fn enter(&self, nsid: u32) {
+        self.counts.total.add(1);
+        if let Some(gauge) = self.counts.gauge(nsid) {
+            gauge.add(1);
+        }
+    }
+
+    fn leave(&self, nsid: u32) {
+        self.counts.total.sub(1);
+        if let Some(gauge) = self.counts.gauge(nsid) {
+            gauge.sub(1);
+        }
+    }
+
+    /// Lets go of the namespaces that no command uses. For tables that get no new commands.
+    fn prune(&mut self) {
+        let unused = |nsid| self.counts.get(nsid) == 0;
+        self.table = self.table.without(unused);
     }
 }
 
@@ -110,25 +164,30 @@ pub struct Epoch(u32);
 #[derive(Debug)]
 struct Snapshot {
     epoch: Epoch,
-    view: Arc<View>,
+    view: View,
 }
 
 /// The current table of a queue group and those that its older commands still use.
 #[derive(Debug)]
 pub struct Snapshots {
     tables: Arc<Tables>,
+    version: u64,
     current: Snapshot,
-    // Only tables with commands in flight, so never more than there are such commands.
+    // Only tables with commands in flight, so never more than there are such commands; and of each
+    // only the namespaces that these commands are for.
     older: Vec<Snapshot>,
 }
 
 impl Snapshots {
     /// Starts with the table of now.
     pub fn new(tables: &Arc<Tables>) -> Self {
+        // Before the table: one that is replaced in between is replaced here, too, sooner or later.
+        let version = tables.version.load(Ordering::Acquire);
         let view = View::new(tables.latest.load_full());
         tables.add(&view);
         Self {
             tables: Arc::clone(tables),
+            version,
             current: Snapshot {
                 epoch: Epoch(0),
                 view,
@@ -137,16 +196,21 @@ impl Snapshots {
         }
     }
 
-    /// Goes over to the table of now; called once a batch.
+    /// Goes over to the table of now. Called for each command that was fetched: a guest that knows of a
+    /// change when it rings is served with it.
     pub fn refresh(&mut self) {
-        if Arc::ptr_eq(&self.tables.load(), &self.current.view.table) {
+        let version = self.tables.version.load(Ordering::Acquire);
+        if version == self.version {
             return;
         }
+        self.version = version;
         let view = View::new(self.tables.latest.load_full());
         self.tables.add(&view);
         let epoch = Epoch(self.current.epoch.0.wrapping_add(1));
-        let last = std::mem::replace(&mut self.current, Snapshot { epoch, view });
-        if last.view.total.get() > 0 {
+        let mut last = std::mem::replace(&mut self.current, Snapshot { epoch, view });
+        if last.view.counts.total.get() > 0 {
+            last.view.prune();
+            self.tables.replace(&last.view);
             self.older.push(last);
         } else {
             self.tables.remove(&last.view);
@@ -155,11 +219,7 @@ impl Snapshots {
 
     /// Counts a command for `nsid` against the current table.
     pub fn enter(&mut self, nsid: u32) -> Epoch {
-        let view = &self.current.view;
-        view.total.add(1);
-        if let Some(gauge) = view.gauge(nsid) {
-            gauge.add(1);
-        }
+        self.current.view.enter(nsid);
         self.current.epoch
     }
 
@@ -182,23 +242,18 @@ impl Snapshots {
             self.current.view.leave(nsid);
             return;
         }
-        if let Some(index) = self.older.iter().position(|old| old.epoch == epoch)
-            && self.older[index].view.leave(nsid) == 0
-        {
+        let Some(index) = self.older.iter().position(|old| old.epoch == epoch) else {
+            return;
+        };
+        let view = &mut self.older[index].view;
+        view.leave(nsid);
+        if view.counts.total.get() == 0 {
             let last = self.older.swap_remove(index);
             self.tables.remove(&last.view);
+        } else if view.counts.get(nsid) == 0 {
+            view.prune();
+            self.tables.replace(view);
         }
-    }
-}
-
-impl View {
-    /// How many commands are left.
-    fn leave(&self, nsid: u32) -> u32 {
-        if let Some(gauge) = self.gauge(nsid) {
-            gauge.sub(1);
-        }
-        self.total.sub(1);
-        self.total.get()
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::io::{Plan, Step};
 use super::{
-    Backend, CacheMode, Cancel, Engine, Op, OpenError, Request, ResizeError, Submitted, Token,
-    resize,
+    Backend, CacheMode, Cancel, Engine, Medium, Op, OpenError, Request, ResizeError, Submitted,
+    Token, resize,
 };
 
 mod open;
@@ -77,6 +77,8 @@ impl AsRawFd for Image {
 ///
 /// - With [`CacheMode::Writethrough`] and [`CacheMode::Directsync`], a change is on stable media when
 ///   it completes; with [`CacheMode::Unsafe`], flushes and forced unit access do nothing.
+/// - Where the file is in memory (tmpfs, ramfs), reads and writes are done in `submit`, as a memory
+///   backend's are.
 /// - Discard punches a hole. Where that is not possible, it does nothing and
 ///   [`Backend::discard_zeroes`] says so: writing zeroes instead would fill a sparse image.
 /// - Write Zeroes punches a hole (`unmap`) or zeroes the range in place, and writes zeroes where the
@@ -93,6 +95,8 @@ pub(super) struct FileBackend {
     block_size: u32,
     size: AtomicU64,
     punches_holes: bool,
+    in_memory: bool,
+    medium: Medium,
 }
 
 impl FileBackend {
@@ -107,6 +111,8 @@ impl FileBackend {
         Ok(Self {
             punches_holes: !read_only && open::punches_holes(&opened.image.file, opened.size),
             image: Arc::new(opened.image),
+            medium: opened.medium,
+            in_memory: opened.in_memory,
             path: path.into(),
             cache,
             read_only,
@@ -170,6 +176,10 @@ impl Backend for FileBackend {
         self.punches_holes
     }
 
+    fn medium(&self) -> Option<Medium> {
+        Some(self.medium)
+    }
+
     fn describe(&self) -> String {
         format!("file={},cache={}", self.path.display(), self.cache)
     }
@@ -187,6 +197,12 @@ impl Backend for FileBackend {
                     step,
                     stable,
                 };
+                // A ring would give it to a kernel worker, as tmpfs has no reads that never wait: two
+                // threads more for a copy of memory. Holes may be large, and take long.
+                let copies = matches!(step, Step::Read | Step::Write | Step::Sync);
+                if self.in_memory && copies {
+                    return Submitted::Done(engine.run_file(plan, request));
+                }
                 engine.submit_file(plan, request)
             }
             _ => Submitted::Done(Ok(())),

@@ -23,6 +23,8 @@ pub use config::{
 pub use engine::{Engine, EngineKind, EngineStats, Mailbox};
 pub use resize::ResizeError;
 
+use std::time::SystemTime;
+
 use crate::ram::GuestSlice;
 
 /// What a request asks of a backend.
@@ -171,6 +173,25 @@ pub enum Cancel {
     Pending,
 }
 
+/// A file or device, however it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// A regular file.
+    File {
+        /// The file system that it is on.
+        device: u64,
+        /// Its inode.
+        inode: u64,
+        /// When it was made, where that is known: inodes are used again.
+        created: Option<SystemTime>,
+    },
+    /// A block device.
+    Device {
+        /// Its major and minor number.
+        number: u64,
+    },
+}
+
 /// The bytes behind a namespace.
 ///
 /// `submit` and `cancel` are called on the I/O thread that owns `engine`; several threads may use one
@@ -203,6 +224,12 @@ pub trait Backend: Send + Sync {
     /// Whether a range reads as zeroes after [`Op::Discard`].
     fn discard_zeroes(&self) -> bool {
         true
+    }
+
+    /// What holds the bytes, if it outlives the backend: the same for every backend that is opened on
+    /// it.
+    fn medium(&self) -> Option<Medium> {
+        None
     }
 
     /// One line for people, such as `file=/tmp/a.img` or `memory=64M`.

@@ -31,6 +31,15 @@ impl AttachmentTable {
         self.namespaces.get(nsid as usize)?.as_ref()
     }
 
+    /// The table without the NSIDs that are `hidden`; itself if there are none.
+    pub fn without(self: &Arc<Self>, hidden: impl Fn(u32) -> bool) -> Arc<Self> {
+        if !self.iter().any(|namespace| hidden(namespace.nsid())) {
+            return Arc::clone(self);
+        }
+        let seen = self.iter().filter(|namespace| !hidden(namespace.nsid()));
+        Arc::new(Self::new(seen.cloned()))
+    }
+
     /// A number above every NSID in the table.
     pub fn nsid_bound(&self) -> usize {
         self.namespaces.len()

@@ -8,6 +8,7 @@
 //! [`ControllerLink`] locks inside its callback, which must call nothing back.
 
 mod attachment;
+mod identity;
 mod namespace;
 
 use std::collections::BTreeMap;
@@ -16,8 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use serde::Serialize;
 
 pub use attachment::AttachmentTable;
+use identity::History;
 use namespace::Reach;
-pub use namespace::{MAX_NSID, Namespace, NamespaceConfig, NamespaceInfo};
+pub use namespace::{Identity, MAX_NSID, Namespace, NamespaceConfig, NamespaceInfo};
 
 use crate::storage::{Backend, ResizeError};
 
@@ -149,6 +151,7 @@ pub struct Subsystem {
 struct Members {
     namespaces: BTreeMap<u32, Plugged>,
     controllers: BTreeMap<u16, Member>,
+    history: History,
 }
 
 /// A namespace on the subsystem's bus.
@@ -222,7 +225,10 @@ impl Subsystem {
                 .find(|nsid| !members.namespaces.contains_key(nsid))
                 .ok_or_else(|| SubsystemError::Full(self.id.clone()))?,
         };
-        let namespace = Arc::new(Namespace::new(config, nsid, &self.nqn, backend));
+        let uuid = config
+            .uuid
+            .unwrap_or_else(|| members.history.uuid(&self.nqn, nsid, backend.medium()));
+        let namespace = Arc::new(Namespace::new(config, nsid, uuid, backend));
         let plugged = Plugged {
             namespace: Arc::clone(&namespace),
             commanded: BTreeMap::new(),

@@ -26,8 +26,8 @@ pub struct NamespaceConfig {
     pub detached: bool,
     /// The id of the one controller that a private namespace belongs to.
     pub ctrl: Option<String>,
-    /// Namespace UUID; made from the subsystem's NQN and the NSID if not given, so that it stays the
-    /// same from run to run.
+    /// Namespace UUID. If not given, the subsystem makes one from its NQN and the NSID, the same from
+    /// run to run for the first namespace there, and for each medium that returns.
     pub uuid: Option<Uuid>,
     /// IEEE extended unique identifier, 0 or absent for none.
     pub eui64: Option<u64>,
@@ -46,15 +46,21 @@ pub(super) enum Reach {
     Detached,
 }
 
+/// By what a guest tells a namespace from others, whatever its NSID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    uuid: Uuid,
+    eui64: u64,
+    nguid: [u8; 16],
+}
+
 /// A namespace of a subsystem.
 pub struct Namespace {
     id: String,
     nsid: u32,
     shared: bool,
     pub(super) reach: Reach,
-    uuid: Uuid,
-    eui64: u64,
-    nguid: [u8; 16],
+    identity: Identity,
     block_shift: u32,
     blocks: AtomicU64,
     backend: Arc<dyn Backend>,
@@ -72,12 +78,9 @@ impl Namespace {
     pub(super) fn new(
         config: NamespaceConfig,
         nsid: u32,
-        nqn: &str,
+        uuid: Uuid,
         backend: Arc<dyn Backend>,
     ) -> Self {
-        let uuid = config.uuid.unwrap_or_else(|| {
-            Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{nqn}#{nsid}").as_bytes())
-        });
         let reach = match (config.detached, config.shared, config.ctrl) {
             (true, _, _) => Reach::Detached,
             (_, false, Some(ctrl)) => Reach::Private(ctrl),
@@ -90,9 +93,11 @@ impl Namespace {
             nsid,
             shared: config.shared,
             reach,
-            uuid,
-            eui64: config.eui64.unwrap_or(0),
-            nguid: config.nguid.unwrap_or([0; 16]),
+            identity: Identity {
+                uuid,
+                eui64: config.eui64.unwrap_or(0),
+                nguid: config.nguid.unwrap_or([0; 16]),
+            },
             block_shift,
             blocks: AtomicU64::new(backend.size() >> block_shift),
             backend,
@@ -126,19 +131,24 @@ impl Namespace {
         self.reach == Reach::Detached
     }
 
+    /// By what a guest tells it from others.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// Namespace UUID.
     pub fn uuid(&self) -> Uuid {
-        self.uuid
+        self.identity.uuid
     }
 
     /// EUI-64, 0 for none.
     pub fn eui64(&self) -> u64 {
-        self.eui64
+        self.identity.eui64
     }
 
     /// NGUID, all zero for none.
     pub fn nguid(&self) -> [u8; 16] {
-        self.nguid
+        self.identity.nguid
     }
 
     /// Logical block size as a power of two (LBADS).

@@ -84,6 +84,11 @@ impl AsyncEvents {
         }
     }
 
+    /// The guest chose which events it wants: what waits and is not wanted any more is dropped.
+    pub fn keep_wanted(&mut self, config: AsyncEventConfig) {
+        self.pending.retain(|event| event.wanted(config));
+    }
+
     /// The guest read a log without Retain Asynchronous Event: its events may be reported again. An
     /// event that waited for that is over if the log told all there was to tell.
     pub fn log_read(&mut self, log: LogId) {

@@ -48,8 +48,9 @@ pub fn identify(
         }
         Cns::CONTROLLER => Ok(page(&identify_controller(controller))),
         Cns::ACTIVE_NAMESPACES | Cns::ACTIVE_NAMESPACES_CSI => {
-            controller.core().forget_departed();
-            nsid_list(namespaces.active(), sqe.nsid)
+            controller.guest_looks(sqe.nsid);
+            let now = controller.core().namespaces.load();
+            nsid_list(Namespaces(&now).active(), sqe.nsid)
         }
         Cns::NAMESPACE_DESCRIPTORS => {
             let found = namespaces.get(sqe.nsid)?.ok_or(Status::INVALID_FIELD)?;

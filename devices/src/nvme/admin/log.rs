@@ -249,3 +249,33 @@ fn command_effects() -> Vec<u8> {
     }
     log.as_bytes().to_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(logs: &Logs) -> Vec<u32> {
+        let list = logs.changed();
+        assert_eq!(list.len(), 4096);
+        let numbers = list
+            .chunks(4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        numbers.take_while(|nsid| *nsid != 0).collect()
+    }
+
+    #[test]
+    fn more_changed_namespaces_than_fit_are_told_as_all() {
+        let mut logs = Logs::new();
+        for round in 0..2 {
+            let all: Vec<u32> = (1..=1024).collect();
+            // What changes twice is listed once.
+            logs.add_changed(&all);
+            logs.add_changed(&all[round..]);
+            assert_eq!(changed(&logs), all);
+            logs.add_changed(&[5000]);
+            assert_eq!(changed(&logs), [u32::MAX], "the rest is zero (5.16.1.5)");
+            logs.clear_changed();
+            assert_eq!(changed(&logs), [0u32; 0]);
+        }
+    }
+}

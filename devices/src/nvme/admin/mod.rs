@@ -238,6 +238,7 @@ impl Admin {
             Ok(group) if done => {
                 // What was written to doorbells of no queue before is no news to this driver.
                 self.events = AsyncEvents::default();
+                controller.core().set_in_use(true);
                 let _ = controller.core().take_doorbell_errors();
                 self.state = State::Enabled(Box::new(group));
             }
@@ -252,7 +253,6 @@ impl Admin {
     fn begin_reset(&mut self, controller: &Controller) {
         let core = controller.core();
         core.doorbells.reset();
-        core.forget_departed();
         self.events = AsyncEvents::default();
         self.features = Features::new(controller.config().max_ioqpairs);
         core.set_write_through(false);
@@ -284,6 +284,7 @@ impl Admin {
         self.io.clear();
         self.state = State::Disabled;
         controller.core().end_halt();
+        controller.core().set_in_use(false);
         controller.registers().reset_done();
     }
 
@@ -443,6 +444,7 @@ impl Admin {
         let result = self.features.set(sqe, namespaces, !self.io.is_empty())?;
         let write_through = !self.features.write_cache();
         controller.core().set_write_through(write_through);
+        self.events.keep_wanted(self.features.async_events);
         if self.features.temperature_warning() {
             self.events
                 .raise(AsyncEvent::Temperature, self.features.async_events);

@@ -221,6 +221,7 @@ impl Worker {
         let Some(group) = self.groups[index].as_mut() else {
             return;
         };
+        group.snapshots.refresh();
         let epoch = group.snapshots.enter(sqe.nsid);
         let key = self.in_flight.insert(InFlight {
             group: index,

@@ -264,6 +264,72 @@ fn an_event_stays_masked_until_its_log_is_read() {
 }
 
 #[test]
+fn an_event_that_is_not_wanted_any_more_is_not_told() {
+    let machine = Machine::new();
+    let guest = machine.enabled("c");
+    enable_notices(&guest);
+    machine.memory_namespace(4096, 512);
+    wait_until("the change to be noted", || changed(&guest, true) == [1]);
+    guest.admin_ok(set_feature(0x0b, 0));
+    let request = guest.submit_admin(event_request());
+    assert_eq!(changed(&guest, true), [1], "the list is kept");
+    enable_notices(&guest);
+    assert!(guest.take_admin(request).is_none(), "it is not news");
+    machine.memory_namespace(4096, 512);
+    assert_eq!(guest.wait_admin(request).dw0, NAMESPACE_CHANGED);
+    assert_eq!(changed(&guest, false), [1, 2]);
+}
+
+#[test]
+fn a_hundred_changes_are_a_hundred_events() {
+    let machine = Machine::new();
+    let guest = machine.enabled("c");
+    let nsid = machine.memory_namespace(4096, 512).nsid();
+    enable_notices(&guest);
+    changed(&guest, false);
+    for round in 0..100 {
+        let request = guest.submit_admin(event_request());
+        if round % 2 == 0 {
+            machine.subsystem.detach(nsid, "c").unwrap();
+        } else {
+            machine.subsystem.attach(nsid, "c").unwrap();
+        }
+        assert_eq!(guest.wait_admin(request).dw0, NAMESPACE_CHANGED);
+        // Retained, it is told once; read, it is told anew.
+        assert_eq!(changed(&guest, true), [nsid]);
+        assert_eq!(changed(&guest, false), [nsid]);
+        assert_eq!(changed(&guest, false), [0u32; 0]);
+    }
+}
+
+#[test]
+fn who_had_a_namespace_hears_that_it_went_and_nobody_else() {
+    let machine = Machine::new();
+    let nsid = machine.memory_namespace(4096, 512).nsid();
+    let guests = ["a", "b", "masked", "without"].map(|id| machine.enabled(id));
+    machine.subsystem.detach(nsid, "without").unwrap();
+    let requests = guests.each_ref().map(|guest| {
+        changed(guest, false);
+        if guest.controller.id() != "masked" {
+            enable_notices(guest);
+        }
+        guest.submit_admin(event_request())
+    });
+    machine.subsystem.remove_namespace(nsid).unwrap();
+    for (guest, request) in guests.iter().zip(requests).take(2) {
+        assert_eq!(guest.wait_admin(request).dw0, NAMESPACE_CHANGED);
+        assert_eq!(changed(guest, false), [nsid]);
+    }
+    let [_, _, masked, without] = &guests;
+    wait_until("the change to be noted", || changed(masked, true) == [nsid]);
+    assert!(masked.take_admin(requests[2]).is_none());
+    assert_eq!(changed(masked, false), [nsid]);
+    // All were told under one lock, so this one would know by now.
+    assert_eq!(changed(without, false), [0u32; 0]);
+    assert!(without.take_admin(requests[3]).is_none());
+}
+
+#[test]
 fn an_event_waits_for_a_request() {
     let machine = Machine::new();
     let guest = machine.enabled("c");

@@ -1,38 +1,12 @@
 //! Namespaces and controllers that go while they are in use.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use vmm_sys_util::eventfd::EventFd;
 
 use super::harness::*;
+use super::held::{remove, wait};
 use crate::nvme::spec::{NvmOpcode, Status};
 use crate::storage::testing::Mode;
-use crate::subsystem::{Namespace, SubsystemError};
-
-const LIMIT: Duration = Duration::from_secs(10);
-
-/// Waits until `event` was signalled.
-#[track_caller]
-fn wait(event: &EventFd) {
-    let mut poll = libc::pollfd {
-        fd: std::os::fd::AsRawFd::as_raw_fd(event),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let limit = i32::try_from(LIMIT.as_millis()).unwrap();
-    // SAFETY: one valid pollfd.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, limit) };
-    assert_eq!(ready, 1, "no event within {LIMIT:?}");
-}
-
-/// Removes NSID 1; what is returned is signalled when it is closed.
-fn remove(machine: &Arc<Machine>) -> (EventFd, Arc<Namespace>) {
-    let namespace = machine.subsystem.remove_namespace(1).unwrap();
-    let closed = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    namespace.notify_closed(closed.try_clone().unwrap());
-    (closed, namespace)
-}
+use crate::subsystem::SubsystemError;
 
 #[test]
 fn a_removed_namespace_closes_when_its_last_command_ends() {
@@ -46,7 +20,7 @@ fn a_removed_namespace_closes_when_its_last_command_ends() {
     let request = guest.submit_admin(event_request());
     guest.admin_ok(set_feature(0x0b, 1 << 8));
 
-    let (closed, namespace) = remove(&machine);
+    let (closed, namespace) = remove(&machine, 1);
     drop(namespace);
     assert!(machine.subsystem.remove_namespace(1).is_none());
     assert_eq!(guest.wait_admin(request).dw0 & 0xff, 2, "a notice");
@@ -77,7 +51,7 @@ fn what_does_not_end_is_aborted() {
     control.set_mode(Mode::Hold);
     guest.submit(&mut pair.0, &flush(1));
     control.wait_held(1).unwrap();
-    let (closed, namespace) = remove(&machine);
+    let (closed, namespace) = remove(&machine, 1);
     guest.controller.abort_namespace(&other);
     guest.controller.abort_namespace(&namespace);
     drop(namespace);
@@ -101,13 +75,15 @@ fn an_nsid_can_be_used_again() {
         let namespace = machine.memory_namespace(size, 512);
         assert_eq!(namespace.nsid(), 1);
         drop(namespace);
+        guest.identify(2, 0, 0, 0).unwrap();
         assert_eq!(guest.io(&mut pair, &flush(1)).status(), Status::SUCCESS);
         let id = guest.identify(0, 1, 0, 0).unwrap();
         assert_eq!(id[..8], (size / 512).to_le_bytes());
-        let (closed, namespace) = remove(&machine);
+        let (closed, namespace) = remove(&machine, 1);
         drop(namespace);
         wait(&closed);
         assert_eq!(guest.identify(0, 1, 0, 0).unwrap()[..8], [0; 8]);
+        assert_eq!(guest.identify(2, 0, 0, 0).unwrap()[..4], [0; 4]);
     }
 }
 

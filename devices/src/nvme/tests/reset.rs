@@ -1,108 +1,9 @@
 //! Resets while commands are in flight: afterwards nothing given before is touched.
 
-use std::sync::{Arc, Mutex};
-
 use super::fakes::wait_until;
 use super::harness::*;
+use super::held::{InFlight, stubborn_namespace, works_again};
 use crate::nvme::ControllerState;
-use crate::nvme::spec::{NvmOpcode, Status};
-use crate::storage::testing::{Mode, TestBackend, TestControl};
-use crate::storage::{Backend, Cancel, Engine, Request, Submitted, Token};
-use crate::subsystem::NamespaceConfig;
-
-/// A backend whose requests cannot be cancelled.
-struct Stubborn {
-    inner: Arc<TestBackend>,
-    cancels: Mutex<usize>,
-}
-
-impl Backend for Stubborn {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn read_only(&self) -> bool {
-        false
-    }
-
-    fn block_size(&self) -> u32 {
-        self.inner.block_size()
-    }
-
-    fn describe(&self) -> String {
-        "stubborn".into()
-    }
-
-    fn submit(&self, engine: &mut Engine, request: &Request<'_>) -> Submitted {
-        self.inner.submit(engine, request)
-    }
-
-    fn cancel(&self, _engine: &mut Engine, _token: Token) -> Cancel {
-        *self.cancels.lock().unwrap() += 1;
-        Cancel::Pending
-    }
-}
-
-fn stubborn_namespace(machine: &Machine) -> (Arc<Stubborn>, TestControl) {
-    let (inner, control) = TestBackend::new(1 << 20, 512);
-    let backend = Arc::new(Stubborn {
-        inner,
-        cancels: Mutex::default(),
-    });
-    let config = NamespaceConfig {
-        shared: true,
-        ..NamespaceConfig::default()
-    };
-    machine
-        .subsystem
-        .add_namespace(config, Arc::clone(&backend) as _)
-        .unwrap();
-    (backend, control)
-}
-
-/// Reads in flight, on a queue pair, into canaries.
-struct InFlight {
-    pair: (Sq, Cq),
-    data: u64,
-    count: u16,
-}
-
-impl InFlight {
-    /// Submits `count` reads that `control` holds.
-    fn start(guest: &Guest, control: &TestControl, id: u16, count: u16) -> Self {
-        let machine = &guest.machine;
-        let mut pair = guest.create_pair(id, 64);
-        let data = machine.alloc(u64::from(count) * 4096);
-        machine.write(data, &vec![0xee; usize::from(count) * 4096]);
-        control.set_mode(Mode::Hold);
-        let held = control.held().len();
-        for cid in 0..count {
-            let page = data + u64::from(cid) * 4096;
-            let read = transfer(NvmOpcode::READ, cid, 0, 1, (page, 0));
-            guest.submit(&mut pair.0, &read);
-        }
-        control.wait_held(held + usize::from(count)).unwrap();
-        Self { pair, data, count }
-    }
-
-    #[track_caller]
-    fn assert_untouched(&self, machine: &Machine) {
-        assert!(!self.pair.1.has_one(), "a completion");
-        let data = machine.read(self.data, usize::from(self.count) * 4096);
-        assert!(data.iter().all(|byte| *byte == 0xee), "data");
-    }
-}
-
-/// Enables again and does I/O on fresh queues.
-fn works_again(guest: &Guest, control: &TestControl) {
-    control.set_mode(Mode::Inline);
-    guest.enable();
-    let mut pair = guest.create_pair(1, 8);
-    for cid in 0..20 {
-        let cqe = guest.io(&mut pair, &flush(cid));
-        assert_eq!((cqe.cid, cqe.status()), (cid, Status::SUCCESS));
-    }
-}
 
 #[test]
 fn a_reset_cancels_what_is_held_and_no_completion_comes_later() {
@@ -126,9 +27,7 @@ fn a_reset_waits_for_what_cannot_be_cancelled() {
     let guest = machine.enabled("c");
     let held = InFlight::start(&guest, &control, 1, 20);
     guest.write32(CC, CC_ENABLE & !1);
-    wait_until("the cancels to be tried", || {
-        *backend.cancels.lock().unwrap() == 20
-    });
+    backend.wait_cancels(20);
     for left in (1..=20).rev() {
         assert_eq!(
             guest.csts() & 1,
@@ -166,9 +65,7 @@ fn a_function_level_reset_says_with_rdy_that_memory_is_in_use() {
     let guest = machine.enabled("c");
     let held = InFlight::start(&guest, &control, 1, 5);
     guest.function_level_reset();
-    wait_until("the cancels to be tried", || {
-        *backend.cancels.lock().unwrap() == 5
-    });
+    backend.wait_cancels(5);
     assert_eq!(guest.csts() & 1, 1);
     assert_eq!(guest.read32(CC), 0);
     // The driver sets the function up meanwhile; nothing of before may reach it.
@@ -209,9 +106,7 @@ fn en_set_again_before_the_reset_is_over_waits_for_it() {
     let guest = machine.enabled("c");
     let _held = InFlight::start(&guest, &control, 1, 3);
     guest.write32(CC, CC_ENABLE & !1);
-    wait_until("the cancels to be tried", || {
-        *backend.cancels.lock().unwrap() == 3
-    });
+    backend.wait_cancels(3);
     guest.set_admin_queues(32, 32);
     guest.write32(CC, CC_ENABLE);
     assert_eq!(guest.controller.info().state, ControllerState::Resetting);
@@ -234,9 +129,7 @@ fn two_controllers_reset_at_once() {
     for guest in &guests {
         guest.write32(CC, CC_ENABLE & !1);
     }
-    wait_until("the cancels to be tried", || {
-        *backend.cancels.lock().unwrap() == 8
-    });
+    backend.wait_cancels(8);
     // The first controller's commands come first.
     for _ in 0..4 {
         assert!(control.release_one());
@@ -274,9 +167,7 @@ fn a_deletion_and_an_abort_in_progress_end_with_the_reset() {
     let guest = machine.enabled("c");
     let held = InFlight::start(&guest, &control, 1, 4);
     let deletion = guest.submit_admin(delete_queue(crate::nvme::spec::AdminOpcode::DELETE_SQ, 1));
-    wait_until("the cancels to be tried", || {
-        *backend.cancels.lock().unwrap() == 4
-    });
+    backend.wait_cancels(4);
     assert_eq!(guest.admin_ok(abort(1, 0)), 1, "cannot be stopped");
     assert!(guest.take_admin(deletion).is_none());
     guest.write32(CC, CC_ENABLE & !1);

@@ -8,12 +8,15 @@ use std::path::Path;
 
 use super::{DirectAlign, Image};
 use crate::storage::config::READING;
-use crate::storage::{CacheMode, OpenError};
+use crate::storage::{CacheMode, Medium, OpenError};
 
 /// An open image and its size in bytes.
 pub(super) struct Opened {
     pub image: Image,
     pub size: u64,
+    pub medium: Medium,
+    /// Its data is in memory: transfers wait for nothing.
+    pub in_memory: bool,
 }
 
 /// Opens, locks and checks the image at `path`.
@@ -37,7 +40,8 @@ pub(super) fn open(
         .custom_flags(flags)
         .open(path)
         .map_err(failed)?;
-    image_type(path, file.metadata().map_err(failed)?.file_type())?;
+    let metadata = file.metadata().map_err(failed)?;
+    image_type(path, metadata.file_type())?;
     lock(&file, path, read_only)?;
     let mut image = Image {
         file,
@@ -49,7 +53,37 @@ pub(super) fn open(
     if cache.is_direct() {
         image.direct = Some(direct_align(&image.file, path, cache, block_size)?);
     }
-    Ok(Opened { image, size })
+    let medium = medium(&metadata);
+    let in_memory = in_memory(&image.file);
+    Ok(Opened {
+        image,
+        size,
+        medium,
+        in_memory,
+    })
+}
+
+/// Whether the file is on tmpfs or ramfs.
+fn in_memory(file: &File) -> bool {
+    // Not in libc (linux/magic.h).
+    const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
+    // SAFETY: a plain structure of numbers.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: an open file and a structure to fill.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) };
+    result == 0 && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&found.f_type)
+}
+
+fn medium(metadata: &Metadata) -> Medium {
+    if metadata.file_type().is_block_device() {
+        let number = metadata.rdev();
+        return Medium::Device { number };
+    }
+    Medium::File {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        created: metadata.created().ok(),
+    }
 }
 
 /// Whether it is a block device; an error if it is not a regular file either.

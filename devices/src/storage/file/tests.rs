@@ -214,6 +214,8 @@ fn cache_modes_decide_what_is_stable() {
             block_size: 512,
             size: AtomicU64::new(0),
             punches_holes: true,
+            in_memory: false,
+            medium: Medium::Device { number: 0 },
         };
         assert_eq!(backend.plan(Op::Read), Some((Step::Read, false)));
         assert_eq!(backend.plan(write(false)), Some((Step::Write, eager)));
@@ -234,6 +236,37 @@ fn cache_modes_decide_what_is_stable() {
         };
         assert_eq!(keeps.plan(Op::Discard), None);
     }
+}
+
+#[test]
+fn a_medium_is_a_file_by_any_name_and_not_the_next_one_in_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let make = |name: &str| fs::File::create(path(name)).unwrap().set_len(4096).unwrap();
+    let medium = |config: &BackendConfig| open(config).unwrap().medium().unwrap();
+    make("a");
+    make("b");
+    fs::hard_link(path("a"), path("link")).unwrap();
+    let first = medium(&config(&path("a")));
+    let read_only = BackendConfig {
+        read_only: true,
+        ..config(&path("link"))
+    };
+    assert_eq!(medium(&read_only), first);
+    assert_ne!(medium(&config(&path("b"))), first);
+    let knows_age = matches!(
+        first,
+        Medium::File {
+            created: Some(_),
+            ..
+        }
+    );
+    assert!(knows_age, "{first:?}: the inode alone can be used again");
+    for name in ["a", "link"] {
+        fs::remove_file(path(name)).unwrap();
+    }
+    make("a");
+    assert_ne!(medium(&config(&path("a"))), first);
 }
 
 #[test]

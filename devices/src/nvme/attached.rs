@@ -1,0 +1,98 @@
+//! What a guest can know of the namespaces that are attached to its controller.
+//!
+//! Between two looks of the guest a namespace can go and another one can take its NSID. A guest that
+//! missed the gap would have the new bytes under the old name: what it cached is wrong, and what it
+//! still writes ends in the wrong place. So a namespace with another identity than the one that the
+//! guest had at an NSID is withheld until the guest looks (Identify, CNS 02h and 07h: the lists of
+//! active namespaces) for the second time. The first time it finds that the old one went, and the
+//! Changed Namespace List has it look again once it is done with that.
+//!
+//! Linux does so in this order: Get Log Page (Changed Namespace List, RAE 0), the list of active
+//! namespaces, then each namespace in it, then it drops those that are not in it; and one such scan
+//! ends before the next begins. The log alone is no look: it says that something changed, not what.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::subsystem::{AttachmentTable, Identity};
+
+/// The attached namespaces of one controller, and what the guest may not know of them.
+#[derive(Debug, Default)]
+pub struct Attached {
+    table: Arc<AttachmentTable>,
+    // By NSID: what the guest had there. None of these is visible, whatever is attached.
+    departed: BTreeMap<u32, Departed>,
+    in_use: bool,
+}
+
+#[derive(Debug)]
+struct Departed {
+    identity: Identity,
+    // The guest looked since.
+    known: bool,
+}
+
+impl Attached {
+    /// The namespaces that the guest may use.
+    pub fn visible(&self) -> Arc<AttachmentTable> {
+        self.table.without(|nsid| self.departed.contains_key(&nsid))
+    }
+
+    /// The attached namespaces are now `table`; the NSIDs in `changed` came, went or changed.
+    pub fn set(&mut self, table: Arc<AttachmentTable>, changed: &[u32]) {
+        let before = std::mem::replace(&mut self.table, table);
+        if !self.in_use {
+            return;
+        }
+        let identity = |table: &AttachmentTable, nsid| table.get(nsid).map(|ns| ns.identity());
+        for &nsid in changed {
+            let had = identity(&before, nsid);
+            let has = identity(&self.table, nsid);
+            if let Some(identity) = had
+                && has != had
+                && !self.departed.contains_key(&nsid)
+            {
+                let known = false;
+                self.departed.insert(nsid, Departed { identity, known });
+            }
+            let returned = |departed: &Departed| Some(departed.identity) == has;
+            if self.departed.get(&nsid).is_some_and(returned) {
+                self.departed.remove(&nsid);
+            }
+        }
+    }
+
+    /// The guest begins or ends to use the controller: it knows nothing of before.
+    pub fn set_in_use(&mut self, in_use: bool) {
+        self.in_use = in_use;
+        self.departed.clear();
+    }
+
+    /// The guest looks at the NSIDs above `after`. Those that it must look at once more are told, and
+    /// those that it finds just now in place of another one: who looked the first time need not be
+    /// who does now.
+    pub fn guest_looks(&mut self, after: u32) -> Vec<u32> {
+        let table = &self.table;
+        let mut changed = Vec::new();
+        self.departed.retain(|&nsid, departed| {
+            if nsid <= after {
+                return true;
+            }
+            let waits = table.get(nsid).is_some();
+            let stays = !(waits && departed.known);
+            departed.known = true;
+            if waits {
+                changed.push(nsid);
+            }
+            stays
+        });
+        changed
+    }
+
+    /// Whether a namespace went and the guest may not know.
+    pub fn has_departed(&self, nsid: u32) -> bool {
+        self.departed
+            .get(&nsid)
+            .is_some_and(|departed| !departed.known)
+    }
+}
