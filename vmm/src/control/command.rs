@@ -381,6 +381,10 @@ fn parse_wait(rest: &str) -> Result<Command, CommandError> {
             return Err(usage("wait"));
         }
     }
+    if let (Some(id), true) = (&id, event.starts_with("guest_")) {
+        let problem = format!("{event} is about the machine, not about a device; leave the id out");
+        return Err(argument("wait", id, problem));
+    }
     Ok(Command::Wait {
         event,
         id,
@@ -630,6 +634,10 @@ mod tests {
                 "wait timeout=0: must be a number from 1 to 3600",
             ),
             ("wait ns_changed 1", "wait 1: an id is a letter"),
+            (
+                "wait guest_reset c timeout=3",
+                "wait c: guest_reset is about the machine",
+            ),
         ] {
             let (class, message) = refusal(line);
             assert_eq!(class, ErrorClass::Argument);
