@@ -41,6 +41,8 @@ pub(super) struct Image {
     /// For messages.
     path: PathBuf,
     direct: Option<DirectAlign>,
+    /// Its size in bytes as the guest has it.
+    known: AtomicU64,
 }
 
 impl Image {
@@ -58,12 +60,32 @@ impl Image {
     #[cfg(test)]
     pub fn unchecked(file: File, direct: Option<DirectAlign>) -> Arc<Self> {
         let path = "test.img".into();
-        Arc::new(Self { file, path, direct })
+        let known = AtomicU64::new(u64::MAX);
+        Arc::new(Self {
+            file,
+            path,
+            direct,
+            known,
+        })
     }
 
     /// Size now in bytes, of a file or block device. Its file position is not used otherwise.
     fn size(&self) -> io::Result<u64> {
         (&self.file).seek(SeekFrom::End(0))
+    }
+
+    /// A write was done up to `end`. If it was in flight when the image was made smaller, it has made
+    /// the image longer again, which is undone here.
+    pub fn written(&self, end: u64) {
+        let known = self.known.load(Ordering::Relaxed);
+        // Longer still, it is so by somebody else: another request, or whoever the file belongs to.
+        if end <= known || !self.size().is_ok_and(|now| now == end) {
+            return;
+        }
+        if let Err(error) = self.file.set_len(known) {
+            let path = self.path.display();
+            crate::guest_warn!("image '{path}': cannot be cut to {known} bytes again: {error}");
+        }
     }
 }
 
@@ -93,7 +115,6 @@ pub(super) struct FileBackend {
     cache: CacheMode,
     read_only: bool,
     block_size: u32,
-    size: AtomicU64,
     punches_holes: bool,
     in_memory: bool,
     medium: Medium,
@@ -117,7 +138,6 @@ impl FileBackend {
             cache,
             read_only,
             block_size,
-            size: AtomicU64::new(opened.size),
         })
     }
 
@@ -139,7 +159,7 @@ impl FileBackend {
 
 impl Backend for FileBackend {
     fn size(&self) -> u64 {
-        self.size.load(Ordering::Relaxed)
+        self.image.known.load(Ordering::Relaxed)
     }
 
     fn read_only(&self) -> bool {
@@ -153,22 +173,22 @@ impl Backend for FileBackend {
     fn refresh_size(&self) -> Option<u64> {
         let size = self.image.size().ok()?;
         let size = size - size % u64::from(self.block_size);
-        (self.size.swap(size, Ordering::Relaxed) != size).then_some(size)
+        (self.image.known.swap(size, Ordering::Relaxed) != size).then_some(size)
     }
 
     fn resize(&self, size: u64) -> Result<(), ResizeError> {
         let max = i64::MAX.unsigned_abs();
         resize::check(size, self.block_size, max, self.read_only)?;
-        let file = &self.image.file;
+        let Image { file, known, .. } = &*self.image;
         if !file.metadata()?.is_file() {
             return Err(ResizeError::BlockDevice(self.path.display().to_string()));
         }
         // A smaller size first: no request may make the file longer again behind our back.
-        let old = self.size.load(Ordering::Relaxed);
-        self.size.store(size.min(old), Ordering::Relaxed);
+        let old = known.load(Ordering::Relaxed);
+        known.store(size.min(old), Ordering::Relaxed);
         let result = file.set_len(size);
         let now = if result.is_ok() { size } else { old };
-        self.size.store(now, Ordering::Relaxed);
+        known.store(now, Ordering::Relaxed);
         Ok(result?)
     }
 

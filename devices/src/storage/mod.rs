@@ -212,7 +212,7 @@ pub trait Backend: Send + Sync {
     }
 
     /// Changes the size in bytes. What is behind a smaller size is lost; what a larger one adds reads
-    /// as zeroes. Requests in flight behind the new end may still be done, or fail.
+    /// as zeroes. Requests in flight behind the new end may still be done, or fail; the size stays.
     ///
     /// # Errors
     /// See [`ResizeError`]; the size is as it was.

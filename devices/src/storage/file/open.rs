@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use super::{DirectAlign, Image};
 use crate::storage::config::READING;
@@ -47,8 +48,10 @@ pub(super) fn open(
         file,
         path: path.into(),
         direct: None,
+        known: AtomicU64::default(),
     };
     let size = image.size().map_err(failed)?;
+    image.known = AtomicU64::new(size);
     check_size(path, size, block_size)?;
     if cache.is_direct() {
         image.direct = Some(direct_align(&image.file, path, cache, block_size)?);
