@@ -6,18 +6,18 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::Guard;
 
 use crate::subsystem::{AttachmentTable, Namespace};
 
 use super::spec::BROADCAST;
 use super::stats::Gauge;
-use super::sync::{Atomics, Native};
+use super::sync::{Atomics, Native, Place};
 
 /// The table of now of one controller, and who still uses which table.
 #[derive(Debug)]
 pub struct Tables<A: Atomics = Native> {
-    latest: ArcSwap<AttachmentTable>,
+    latest: A::Place<AttachmentTable>,
     // Behind `latest` by no more than a moment: a look at it costs each command one load.
     version: A::Number,
     // Of all queue groups, for those who count. Locked when tables change, never per command.
@@ -27,7 +27,7 @@ pub struct Tables<A: Atomics = Native> {
 impl<A: Atomics> Default for Tables<A> {
     fn default() -> Self {
         Self {
-            latest: ArcSwap::default(),
+            latest: A::Place::new(Arc::default()),
             version: A::Number::default(),
             views: Mutex::default(),
         }
@@ -39,11 +39,6 @@ impl<A: Atomics> Tables<A> {
     pub fn publish(&self, table: Arc<AttachmentTable>) {
         self.latest.store(table);
         A::bump(&self.version);
-    }
-
-    /// The table of now.
-    pub fn load(&self) -> Guard<Arc<AttachmentTable>> {
-        self.latest.load()
     }
 
     /// I/O commands in flight, over all queues.
@@ -89,6 +84,13 @@ impl<A: Atomics> Tables<A> {
             index.map(|index| views.swap_remove(index))
         };
         drop(removed);
+    }
+}
+
+impl Tables {
+    /// The table of now.
+    pub fn load(&self) -> Guard<Arc<AttachmentTable>> {
+        self.latest.load()
     }
 }
 

@@ -4,7 +4,10 @@
 //! run this very code in every order that the memory model allows.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use arc_swap::ArcSwap;
 
 /// A kind of atomics.
 pub trait Atomics: Debug + 'static {
@@ -12,6 +15,8 @@ pub trait Atomics: Debug + 'static {
     type Number: Debug + Default;
     /// A flag.
     type Flag: Debug + Default;
+    /// A place for a shared value.
+    type Place<T: Debug + Send + Sync + 'static>: Place<T>;
 
     /// Loads a number (Acquire).
     fn load(number: &Self::Number) -> u64;
@@ -25,6 +30,30 @@ pub trait Atomics: Debug + 'static {
     fn fence();
 }
 
+/// A place where one shared value is replaced by another in one step.
+pub trait Place<T>: Debug {
+    /// With a first value.
+    fn new(value: Arc<T>) -> Self;
+    /// Replaces the value.
+    fn store(&self, value: Arc<T>);
+    /// The value of now.
+    fn load_full(&self) -> Arc<T>;
+}
+
+impl<T: Debug> Place<T> for ArcSwap<T> {
+    fn new(value: Arc<T>) -> Self {
+        Self::new(value)
+    }
+
+    fn store(&self, value: Arc<T>) {
+        self.store(value);
+    }
+
+    fn load_full(&self) -> Arc<T> {
+        self.load_full()
+    }
+}
+
 /// Those of the machine.
 #[derive(Debug)]
 pub struct Native;
@@ -32,6 +61,7 @@ pub struct Native;
 impl Atomics for Native {
     type Number = AtomicU64;
     type Flag = AtomicBool;
+    type Place<T: Debug + Send + Sync + 'static> = ArcSwap<T>;
 
     fn load(number: &AtomicU64) -> u64 {
         number.load(Ordering::Acquire)

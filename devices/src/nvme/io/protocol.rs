@@ -7,10 +7,11 @@
 //! their calls in the order of `Worker` without queues and storage, loom's lock around messages, and
 //! loom's notifications for event file descriptors.
 //!
-//! Not covered: runs in which threads are preempted more often than each scenario says; memory orders inside arc-swap, which is
-//! taken as one step; orders of what `Worker` itself does between these calls, for which the tests of
+//! Not covered: runs in which threads are preempted more often than each scenario says; arc-swap, for which a lock
+//! stands in; orders of what `Worker` itself does between these calls, for which the tests of
 //! resets, removals and races drive the whole controller.
 
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -20,7 +21,7 @@ use loom::thread;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::snapshots::{Epoch, Snapshots, Tables};
-use super::super::sync::{Atomics, Sleeper};
+use super::super::sync::{Atomics, Place, Sleeper};
 use super::slots::{Key, Slots};
 use crate::storage::{Backend, Cancel, Engine, Request, Submitted, Token};
 use crate::subsystem::{
@@ -35,6 +36,7 @@ struct Loom;
 impl Atomics for Loom {
     type Number = AtomicU64;
     type Flag = AtomicBool;
+    type Place<T: Debug + Send + Sync + 'static> = LoomPlace<T>;
 
     fn load(number: &AtomicU64) -> u64 {
         number.load(Ordering::Acquire)
@@ -54,6 +56,24 @@ impl Atomics for Loom {
 
     fn fence() {
         fence(Ordering::SeqCst);
+    }
+}
+
+#[derive(Debug)]
+struct LoomPlace<T>(loom::sync::Mutex<Arc<T>>);
+
+impl<T: Debug> Place<T> for LoomPlace<T> {
+    fn new(value: Arc<T>) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
+    fn store(&self, value: Arc<T>) {
+        let old = std::mem::replace(&mut *self.0.lock().unwrap(), value);
+        drop(old);
+    }
+
+    fn load_full(&self) -> Arc<T> {
+        Arc::clone(&self.0.lock().unwrap())
     }
 }
 
