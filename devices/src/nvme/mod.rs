@@ -23,6 +23,7 @@ mod registers;
 mod snapshots;
 pub mod spec;
 mod stats;
+mod sync;
 #[cfg(test)]
 mod tests;
 

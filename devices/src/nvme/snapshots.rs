@@ -4,36 +4,41 @@
 //! read-modify-write. A table that was replaced shrinks to the namespaces that its commands use: one
 //! that was detached is let go of once its last command ends, whatever others do.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::Guard;
 
 use crate::subsystem::{AttachmentTable, Namespace};
 
 use super::spec::BROADCAST;
 use super::stats::Gauge;
+use super::sync::{Atomics, Native, Place};
 
 /// The table of now of one controller, and who still uses which table.
-#[derive(Debug, Default)]
-pub struct Tables {
-    latest: ArcSwap<AttachmentTable>,
+#[derive(Debug)]
+pub struct Tables<A: Atomics = Native> {
+    latest: A::Place<AttachmentTable>,
     // Behind `latest` by no more than a moment: a look at it costs each command one load.
-    version: AtomicU64,
+    version: A::Number,
     // Of all queue groups, for those who count. Locked when tables change, never per command.
     views: Mutex<Vec<View>>,
 }
 
-impl Tables {
+impl<A: Atomics> Default for Tables<A> {
+    fn default() -> Self {
+        Self {
+            latest: A::Place::new(Arc::default()),
+            version: A::Number::default(),
+            views: Mutex::default(),
+        }
+    }
+}
+
+impl<A: Atomics> Tables<A> {
     /// Replaces the table of now.
     pub fn publish(&self, table: Arc<AttachmentTable>) {
         self.latest.store(table);
-        self.version.fetch_add(1, Ordering::Release);
-    }
-
-    /// The table of now.
-    pub fn load(&self) -> Guard<Arc<AttachmentTable>> {
-        self.latest.load()
+        A::bump(&self.version);
     }
 
     /// I/O commands in flight, over all queues.
@@ -79,6 +84,13 @@ impl Tables {
             index.map(|index| views.swap_remove(index))
         };
         drop(removed);
+    }
+}
+
+impl Tables {
+    /// The table of now.
+    pub fn load(&self) -> Guard<Arc<AttachmentTable>> {
+        self.latest.load()
     }
 }
 
@@ -169,8 +181,8 @@ struct Snapshot {
 
 /// The current table of a queue group and those that its older commands still use.
 #[derive(Debug)]
-pub struct Snapshots {
-    tables: Arc<Tables>,
+pub struct Snapshots<A: Atomics = Native> {
+    tables: Arc<Tables<A>>,
     version: u64,
     current: Snapshot,
     // Only tables with commands in flight, so never more than there are such commands; and of each
@@ -178,11 +190,11 @@ pub struct Snapshots {
     older: Vec<Snapshot>,
 }
 
-impl Snapshots {
+impl<A: Atomics> Snapshots<A> {
     /// Starts with the table of now.
-    pub fn new(tables: &Arc<Tables>) -> Self {
+    pub fn new(tables: &Arc<Tables<A>>) -> Self {
         // Before the table: one that is replaced in between is replaced here, too, sooner or later.
-        let version = tables.version.load(Ordering::Acquire);
+        let version = A::load(&tables.version);
         let view = View::new(tables.latest.load_full());
         tables.add(&view);
         Self {
@@ -199,7 +211,7 @@ impl Snapshots {
     /// Goes over to the table of now. Called for each command that was fetched: a guest that knows of a
     /// change when it rings is served with it.
     pub fn refresh(&mut self) {
-        let version = self.tables.version.load(Ordering::Acquire);
+        let version = A::load(&self.tables.version);
         if version == self.version {
             return;
         }
@@ -257,7 +269,7 @@ impl Snapshots {
     }
 }
 
-impl Drop for Snapshots {
+impl<A: Atomics> Drop for Snapshots<A> {
     fn drop(&mut self) {
         for snapshot in self.older.drain(..) {
             self.tables.remove(&snapshot.view);

@@ -1,11 +1,13 @@
 //! I/O threads: one thread owns a completion queue and every submission queue that feeds it.
 
 mod command;
+#[cfg(test)]
+mod protocol;
 mod slots;
 mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -20,6 +22,7 @@ use super::core::Core;
 use super::doorbell::Shadow;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::stats::{CqStats, SqStats, ThreadStats};
+use super::sync::Sleeper;
 use worker::Worker;
 
 /// What the admin queue's owner tells an I/O thread. Messages are handled in order, and before any
@@ -74,7 +77,7 @@ pub(super) struct Shared {
     kick: EventFd,
     // Signalled by the kernel for guest doorbell writes (ioeventfd).
     doorbell: EventFd,
-    sleeping: AtomicBool,
+    sleeper: Sleeper,
     messages: Mutex<Vec<Message>>,
     stats: ThreadStats,
 }
@@ -86,7 +89,7 @@ impl Shared {
             index,
             kick: event()?,
             doorbell: event()?,
-            sleeping: AtomicBool::new(false),
+            sleeper: Sleeper::default(),
             messages: Mutex::default(),
             stats: ThreadStats::default(),
         })
@@ -100,11 +103,10 @@ impl Shared {
 
     /// Has the thread look at its doorbells, messages and tables. Costs nothing while it is awake.
     pub fn wake(&self) {
-        // Orders what the caller changed before the look at `sleeping`; pairs with `Worker::sleep`.
-        fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) {
+        self.sleeper.wake(|| {
+            // It fails only at 2^64 - 1 unread writes.
             let _ = self.kick.write(1);
-        }
+        });
     }
 
     /// The event that doorbell writes are to signal.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -467,13 +466,8 @@ impl Worker {
 
     /// Sleeps until something happens, unless it has.
     fn sleep(&mut self) {
-        self.shared.sleeping.store(true, Ordering::Relaxed);
-        // Orders `sleeping` before the looks below; pairs with `Shared::wake`.
-        fence(Ordering::SeqCst);
-        if !self.has_work() {
-            self.wait();
-        }
-        self.shared.sleeping.store(false, Ordering::Relaxed);
+        let shared = Arc::clone(&self.shared);
+        shared.sleeper.sleep(self, Self::has_work, Self::wait);
     }
 
     fn has_work(&mut self) -> bool {
