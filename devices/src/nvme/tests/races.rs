@@ -218,6 +218,28 @@ fn a_controller_can_be_pulled_at_any_moment_of_being_enabled_and_reset() {
 }
 
 #[test]
+fn a_pulled_controller_is_quiet_when_it_says_so() {
+    let machine = Machine::new();
+    for _ in 0..200 {
+        let guest = machine.controller("c");
+        let pulled = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !pulled.load(Ordering::Acquire) {
+                    guest.controller.service();
+                }
+            });
+            let quiet = event();
+            guest.controller.stop(quiet.try_clone().unwrap());
+            wait(&quiet);
+            let is_quiet = guest.controller.is_quiet();
+            pulled.store(true, Ordering::Release);
+            assert!(is_quiet);
+        });
+    }
+}
+
+#[test]
 fn attachments_that_change_during_a_reset_are_what_the_guest_finds() {
     let machine = Machine::new();
     let (backend, control) = stubborn_namespace(&machine);
