@@ -10,6 +10,8 @@
 //! Linux does so in this order: Get Log Page (Changed Namespace List, RAE 0), the list of active
 //! namespaces, then each namespace in it, then it drops those that are not in it; and one such scan
 //! ends before the next begins. The log alone is no look: it says that something changed, not what.
+//! What it finds gone it uses until it has dropped it: until the guest has looked twice, commands for
+//! that end as on a path that is gone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,8 +30,16 @@ pub struct Attached {
 #[derive(Debug)]
 struct Departed {
     identity: Identity,
-    // The guest looked since.
-    known: bool,
+    looks: Looks,
+}
+
+/// How often the guest has looked since a namespace went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looks {
+    Never,
+    /// It may still be at dropping the namespace.
+    Once,
+    More,
 }
 
 impl Attached {
@@ -52,8 +62,8 @@ impl Attached {
                 && has != had
                 && !self.departed.contains_key(&nsid)
             {
-                let known = false;
-                self.departed.insert(nsid, Departed { identity, known });
+                let looks = Looks::Never;
+                self.departed.insert(nsid, Departed { identity, looks });
             }
             let returned = |departed: &Departed| Some(departed.identity) == has;
             if self.departed.get(&nsid).is_some_and(returned) {
@@ -79,8 +89,11 @@ impl Attached {
                 return true;
             }
             let waits = table.get(nsid).is_some();
-            let stays = !(waits && departed.known);
-            departed.known = true;
+            let stays = !(waits && departed.looks != Looks::Never);
+            departed.looks = match departed.looks {
+                Looks::Never => Looks::Once,
+                _ => Looks::More,
+            };
             if waits {
                 changed.push(nsid);
             }
@@ -89,10 +102,10 @@ impl Attached {
         changed
     }
 
-    /// Whether a namespace went and the guest may not know.
+    /// Whether a namespace went and the guest may still use it.
     pub fn has_departed(&self, nsid: u32) -> bool {
         self.departed
             .get(&nsid)
-            .is_some_and(|departed| !departed.known)
+            .is_some_and(|departed| departed.looks != Looks::More)
     }
 }

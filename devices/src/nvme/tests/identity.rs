@@ -164,7 +164,7 @@ fn another_namespace_at_an_nsid_waits_until_the_guest_found_that_the_old_one_wen
     follower.identify(2, 1);
     assert_eq!((follower.look(), follower.believes), (vec![1], None));
     // It may still be at dropping the old one.
-    assert_eq!(follower.read(), Err(Status::INVALID_FIELD));
+    assert_eq!(follower.read(), Err(Status::INTERNAL_PATH_ERROR));
     follower.wait_heard();
     assert_eq!(follower.look(), [1]);
     assert_eq!(follower.believes, Some(new.uuid()));
@@ -188,7 +188,7 @@ fn a_namespace_comes_late_if_the_guest_knew_that_the_old_one_went() {
     assert_eq!((follower.look(), follower.believes), (vec![1], None));
     // Commands of before may still be on their way.
     let (new, _control) = add(&machine, None);
-    assert_eq!(follower.read(), Err(Status::INVALID_FIELD));
+    assert_eq!(follower.read(), Err(Status::INTERNAL_PATH_ERROR));
     follower.wait_heard();
     assert_eq!(follower.look(), [1]);
     assert_eq!(follower.read(), Ok(new.uuid()));
