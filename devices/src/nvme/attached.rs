@@ -10,8 +10,9 @@
 //! Linux does so in this order: Get Log Page (Changed Namespace List, RAE 0), the list of active
 //! namespaces, then each namespace in it, then it drops those that are not in it; and one such scan
 //! ends before the next begins. The log alone is no look: it says that something changed, not what.
-//! What it finds gone it uses until it has dropped it: until the guest has looked twice, commands for
-//! that end as on a path that is gone.
+//! Neither is a reset: Linux keeps its namespaces over it, and before it looks at them it sends again
+//! what it had in flight. And what it finds gone it uses until it has dropped it, so that commands for
+//! that end as on a path that is gone until the guest has looked twice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub struct Attached {
     table: Arc<AttachmentTable>,
     // By NSID: what the guest had there. None of these is visible, whatever is attached.
     departed: BTreeMap<u32, Departed>,
+    // The guest enabled the controller once.
     in_use: bool,
 }
 
@@ -72,10 +74,9 @@ impl Attached {
         }
     }
 
-    /// The guest begins or ends to use the controller: it knows nothing of before.
-    pub fn set_in_use(&mut self, in_use: bool) {
-        self.in_use = in_use;
-        self.departed.clear();
+    /// The guest begins to use the controller. The first time, it knows nothing of before.
+    pub fn begin_use(&mut self) {
+        self.in_use = true;
     }
 
     /// The guest looks at the NSIDs above `after`. Those that it must look at once more are told, and

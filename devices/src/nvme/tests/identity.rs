@@ -258,28 +258,34 @@ fn a_file_keeps_its_uuid_whether_read_only_or_not_and_another_file_has_another()
 }
 
 #[test]
-fn a_guest_that_starts_anew_has_nothing_to_forget() {
-    let machine = Machine::new();
-    add(&machine, None);
-    let guest = machine.enabled("c");
-    let mut follower = Follower::new(&guest);
-    follower.look();
-    // A reset after the change, and a change while the controller is disabled.
-    remove(&machine);
-    add(&machine, None);
-    assert_eq!(follower.read(), Err(Status::INTERNAL_PATH_ERROR));
-    guest.disable();
-    assert_eq!(guest.controller.info().namespaces, [1]);
-    remove(&machine);
-    let (new, _control) = add(&machine, None);
-    assert_eq!(guest.controller.info().namespaces, [1]);
-    guest.enable();
-    let mut follower = Follower::new(&guest);
-    assert_eq!(follower.identify(2, 0).unwrap()[..4], [1, 0, 0, 0]);
-    follower.identify(1, 0);
-    assert!(!follower.heard(), "it learns by looking");
-    follower.look();
-    assert_eq!(follower.read(), Ok(new.uuid()));
+fn a_reset_is_no_look() {
+    // The change is before the reset, or while the controller is disabled.
+    for disabled in [false, true] {
+        let machine = Machine::new();
+        let (old, _control) = add(&machine, None);
+        drop(old);
+        let guest = machine.enabled("c");
+        let mut follower = Follower::new(&guest);
+        follower.look();
+        follower.read().unwrap();
+        let (new, _control) = if disabled {
+            guest.disable();
+            remove(&machine);
+            add(&machine, None)
+        } else {
+            remove(&machine);
+            let added = add(&machine, None);
+            guest.disable();
+            added
+        };
+        guest.enable();
+        // A driver sends again what it had in flight before it looks at what is there.
+        let mut follower = Follower::new(&guest);
+        assert_eq!(follower.read(), Err(Status::INTERNAL_PATH_ERROR));
+        follower.look();
+        assert_eq!(follower.believes, None);
+        follower.follow_to(new.uuid());
+    }
 }
 
 #[test]
