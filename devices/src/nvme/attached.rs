@@ -74,9 +74,13 @@ impl Attached {
         }
     }
 
-    /// The guest begins to use the controller. The first time, it knows nothing of before.
+    /// The guest begins to use the controller. The first time, it knows nothing of before; after a
+    /// reset, what it looked at last may not have reached it.
     pub fn begin_use(&mut self) {
         self.in_use = true;
+        for departed in self.departed.values_mut() {
+            departed.looks = Looks::Never;
+        }
     }
 
     /// The guest looks at the NSIDs above `after`. Those that it must look at once more are told, and

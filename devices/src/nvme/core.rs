@@ -154,7 +154,7 @@ impl Core {
         self.namespaces.publish(attached.visible());
     }
 
-    /// The guest begins to use the controller. The first time, it knows nothing of before.
+    /// The guest enabled the controller.
     pub fn begin_use(&self) {
         self.attached().begin_use();
     }

@@ -289,6 +289,26 @@ fn a_reset_is_no_look() {
 }
 
 #[test]
+fn a_look_before_a_reset_does_not_count() {
+    let machine = Machine::new();
+    add(&machine, None);
+    let guest = machine.enabled("c");
+    let mut follower = Follower::new(&guest);
+    follower.look();
+    remove(&machine);
+    let (new, _control) = add(&machine, None);
+    // The reset may have come before its answer.
+    follower.identify(2, 0);
+    guest.disable();
+    guest.enable();
+    let mut follower = Follower::new(&guest);
+    assert_eq!(follower.read(), Err(Status::INTERNAL_PATH_ERROR));
+    follower.look();
+    assert_eq!(follower.believes, None);
+    follower.follow_to(new.uuid());
+}
+
+#[test]
 fn each_controller_waits_for_its_own_guest() {
     let machine = Machine::new();
     let (old, _control) = add(&machine, None);
