@@ -221,6 +221,26 @@ fn the_same_identity_returns_at_once() {
 }
 
 #[test]
+fn other_blocks_are_another_namespace_even_if_the_bytes_are_the_same() {
+    let machine = Machine::new();
+    let uuid = Uuid::from_u128(7);
+    add(&machine, Some(uuid));
+    let guest = machine.enabled("c");
+    let mut follower = Follower::new(&guest);
+    follower.look();
+    remove(&machine);
+    let (backend, control) = TestBackend::new(64 << 10, 4096);
+    control.poke(0, uuid.as_bytes());
+    let config = shared(Some(uuid));
+    machine.subsystem.add_namespace(config, backend).unwrap();
+    // What the guest takes for a block of 512 bytes would be one of 4,096.
+    assert_eq!(follower.read(), Err(Status::INTERNAL_PATH_ERROR));
+    follower.wait_heard();
+    follower.look();
+    follower.follow_to(uuid);
+}
+
+#[test]
 fn a_file_keeps_its_uuid_whether_read_only_or_not_and_another_file_has_another() {
     let machine = Machine::new();
     let guest = machine.enabled("c");
