@@ -410,7 +410,7 @@ pub struct ControllerInfo {
     pub state: ControllerState,
     /// I/O commands fetched and not completed.
     pub in_flight: u64,
-    /// NSIDs of the attached namespaces.
+    /// NSIDs of the attached namespaces that the guest may use.
     pub namespaces: Vec<u32>,
     /// Whether the guest shadows its doorbells.
     pub shadow_doorbells: bool,
