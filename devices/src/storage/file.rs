@@ -107,7 +107,8 @@ impl AsRawFd for Image {
 ///   file system can do neither.
 /// - A range past the end of an image that was truncated by someone else is
 ///   [`super::BackendError::OutOfRange`] for reads; writes make the image longer again until
-///   [`Backend::refresh_size`] has seen the new size.
+///   [`Backend::refresh_size`] has seen the new size. A write that is in flight while
+///   [`Backend::resize`] cuts it off does so, too, until its end is noticed and undoes it.
 #[derive(Debug)]
 pub(super) struct FileBackend {
     image: Arc<Image>,
@@ -183,7 +184,7 @@ impl Backend for FileBackend {
         if !file.metadata()?.is_file() {
             return Err(ResizeError::BlockDevice(self.path.display().to_string()));
         }
-        // A smaller size first: no request may make the file longer again behind our back.
+        // A smaller size first: no request that comes now may make the file longer again.
         let old = known.load(Ordering::Relaxed);
         known.store(size.min(old), Ordering::Relaxed);
         let result = file.set_len(size);
