@@ -52,7 +52,7 @@ impl CommandSink for Commands {
                 self.outcome.end(ExitReason::Quit);
                 Value::Null
             }
-            Command::DeviceAdd(spec) => self.live.add(&spec)?,
+            Command::DeviceAdd(form, parsed) => self.live.add(form.command(), &parsed)?,
             Command::DriveAdd(parsed) => self.live.add_drive(parsed)?,
             Command::DriveDel { id } => self.live.remove_drive(&id)?,
             Command::ObjectDel { id } => self.live.remove_object(&id)?,

@@ -127,7 +127,7 @@ impl Live {
     ///
     /// # Errors
     /// As for `--device`; nothing is left of the device then.
-    pub fn add(&self, device: &Parsed<DeviceSpec>) -> Result<Value, CommandError> {
+    pub fn add(&self, command: &str, device: &Parsed<DeviceSpec>) -> Result<Value, CommandError> {
         let spec = &device.spec;
         let added = {
             let mut registry = self.registry.borrow_mut();
@@ -135,7 +135,7 @@ impl Live {
             registry.add(spec)
         };
         let id = added
-            .map_err(|error| CommandError::new(error.class(), format!("device_add {error}")))?;
+            .map_err(|error| CommandError::new(error.class(), format!("{command} {error}")))?;
         let registry = self.registry();
         let mut reply = json!({ "id": id, "driver": spec.driver() });
         match registry.get(&id) {

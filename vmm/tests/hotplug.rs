@@ -525,7 +525,7 @@ fn qemus_commands_mean_the_same() {
     machine.refused(
         "object_add nvme-ns,id=m,subsys=s,blkdev=d",
         "Failed",
-        "in use",
+        "object_add nvme-ns,id=m: ",
     );
     machine.ok("drive_del d");
     machine.refused("drive_del d", "NotFound", "no drive has this id");

@@ -18,7 +18,7 @@ mod resize;
 pub mod testing;
 
 pub use config::{
-    BackendConfig, BackendKind, CacheMode, MAX_MEMORY, OpenError, UnknownCacheMode, open,
+    BackendConfig, BackendKind, CacheMode, MAX_MEMORY, MAX_NULL, OpenError, UnknownCacheMode, open,
 };
 pub use engine::{Engine, EngineKind, EngineStats, Mailbox};
 pub use resize::ResizeError;

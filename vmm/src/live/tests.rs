@@ -93,7 +93,7 @@ impl Machine {
 
     fn add(&self, argument: &str) -> Result<Value, CommandError> {
         let parsed = DeviceSpec::parse(argument, Form::Device).unwrap();
-        self.live.add(&parsed)
+        self.live.add(Form::Device.command(), &parsed)
     }
 
     /// Serves the main loop until something like this was announced, and takes it.
