@@ -416,6 +416,7 @@ impl Registry {
             max_ioqpairs: DEFAULT_MAX_IOQPAIRS,
             mqes: DEFAULT_MQES,
             mdts: DEFAULT_MDTS,
+            poll_us: 0,
             io_threads: None,
             cntlid: None,
             disk: None,
@@ -595,6 +596,7 @@ impl Registry {
             max_ioqpairs: spec.max_ioqpairs,
             mqes: spec.mqes,
             mdts: spec.mdts,
+            poll_us: spec.poll_us,
             cntlid: spec.cntlid,
         };
         let parts = ControllerParts {

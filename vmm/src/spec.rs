@@ -86,6 +86,8 @@ pub struct ControllerSpec {
     pub mqes: u16,
     /// Identify Controller MDTS: the longest transfer is 2^mdts pages of 4 KiB, 1 to 9.
     pub mdts: u8,
+    /// How long I/O threads look for commands before they sleep in microseconds, 0 to 1000.
+    pub poll_us: u16,
     /// I/O threads of its own, 1 to 64; `None` uses the machine's.
     pub io_threads: Option<u32>,
     /// Controller id, 0 to 65,519; `None` takes the lowest free one of the subsystem.
@@ -334,6 +336,7 @@ impl ControllerSpec {
             max_ioqpairs: take_narrow(p, "max_ioqpairs", 1, 128)?.unwrap_or(DEFAULT_MAX_IOQPAIRS),
             mqes: take_narrow(p, "mqes", 1, u16::MAX)?.unwrap_or(DEFAULT_MQES),
             mdts: take_narrow(p, "mdts", 1, 9)?.unwrap_or(DEFAULT_MDTS),
+            poll_us: take_narrow(p, "poll-us", 0, 1000)?.unwrap_or(0),
             io_threads: take_narrow(p, "io-threads", 1, 64)?,
             cntlid: take_narrow(p, "cntlid", 0, 65_519)?,
             disk: DiskSpec::take(p)?,

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
@@ -29,6 +30,9 @@ pub const MAX_IO_QUEUE_PAIRS: u16 = 128;
 /// Largest MDTS: 2 MiB, which one vectored read or write can hold.
 pub const MAX_MDTS: u8 = 9;
 
+/// Longest time that an I/O thread looks for commands before it sleeps, in microseconds.
+pub const MAX_POLL_US: u16 = 1000;
+
 /// What a controller is to be.
 #[derive(Debug, Clone)]
 pub struct ControllerConfig {
@@ -46,6 +50,8 @@ pub struct ControllerConfig {
     pub mqes: u16,
     /// Largest data transfer as a power of two of 4 KiB, 1 to [`MAX_MDTS`].
     pub mdts: u8,
+    /// How long I/O threads look for commands before they sleep in microseconds, 0 to [`MAX_POLL_US`].
+    pub poll_us: u16,
     /// Controller identifier; the lowest free one if not given.
     pub cntlid: Option<u16>,
 }
@@ -160,6 +166,9 @@ impl ControllerConfig {
         if !(1..=MAX_MDTS).contains(&self.mdts) {
             return out_of_range("mdts", self.mdts.into(), "1 to 9");
         }
+        if self.poll_us > MAX_POLL_US {
+            return out_of_range("poll_us", self.poll_us.into(), "0 to 1000");
+        }
         Ok(())
     }
 }
@@ -181,6 +190,7 @@ impl Controller {
             doorbells,
             Msix::new(config.max_ioqpairs + 1, parts.msi),
             PAGE << config.mdts,
+            Duration::from_micros(config.poll_us.into()),
         )?;
         let link = parts.subsystem.link(&config.id, config.cntlid)?;
         let controller = Arc::new(Self {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -69,6 +70,8 @@ pub struct Core {
     pub namespaces: Arc<Tables>,
     /// Longest data transfer of a command in bytes.
     pub max_transfer: u64,
+    /// How long an I/O thread looks for commands before it sleeps.
+    pub poll: Duration,
     // [`BUS_MASTER`] and [`HALTED`].
     access: AtomicU32,
     // The guest turned the volatile write cache off.
@@ -98,6 +101,7 @@ impl Core {
         doorbells: Doorbells,
         msix: Msix,
         max_transfer: u64,
+        poll: Duration,
     ) -> std::io::Result<Self> {
         Ok(Self {
             id,
@@ -106,6 +110,7 @@ impl Core {
             msix,
             namespaces: Arc::default(),
             max_transfer,
+            poll,
             access: AtomicU32::new(0),
             write_through: AtomicBool::new(false),
             attached: Mutex::default(),

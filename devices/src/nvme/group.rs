@@ -326,6 +326,7 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
+    use std::time::Duration;
 
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -382,7 +383,15 @@ mod tests {
             doorbells.start_shadow(&Arc::new(shadow));
         }
         let msix = Msix::new(3, Arc::new(Nothing));
-        let core = Core::new("c".into(), ram.clone(), doorbells, msix, 4096).unwrap();
+        let core = Core::new(
+            "c".into(),
+            ram.clone(),
+            doorbells,
+            msix,
+            4096,
+            Duration::ZERO,
+        )
+        .unwrap();
         core.set_bus_master(true);
         let sq = SubmissionQueue::new(&ram, 1, SQ, sq_entries).unwrap();
         let cq = CompletionQueue::new(&ram, 1, CQ, cq_entries, Some(1)).unwrap();

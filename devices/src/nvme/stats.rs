@@ -77,6 +77,8 @@ pub struct ThreadStats {
     pub doorbell_wakeups: Counter,
     /// Times it was woken by a doorbell exit or a message.
     pub kicks: Counter,
+    /// Times it found work by looking for it instead of sleeping.
+    pub polled: Counter,
 }
 
 /// A queue pair's counters as `info` shows them; a submission queue with its completion queue.

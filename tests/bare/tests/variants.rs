@@ -47,6 +47,19 @@ fn several_io_threads() {
 }
 
 #[test]
+fn polling_io_threads() {
+    Machine::with(&SUBSYSTEM)
+        .unwrap()
+        .and(&[
+            "--device",
+            "nvme,id=c,subsys=s,poll-us=1000",
+            "--device",
+            "nvme-ns,bus=s,memory=64M",
+        ])
+        .passes("io,queues,shadow,interrupts,reset,hostile");
+}
+
+#[test]
 fn largest_controller() {
     Machine::with(&SUBSYSTEM)
         .unwrap()

@@ -20,7 +20,7 @@ const GUEST: &str = "BARE_GUEST";
 
 /// The counters that berth tells, by their names in `info stats`.
 const QUEUE_COUNTERS: [&str; 3] = ["doorbell_exits", "ioeventfd_wakeups", "interrupts"];
-const THREAD_COUNTERS: [&str; 2] = ["enters", "sleeps"];
+const THREAD_COUNTERS: [&str; 3] = ["enters", "sleeps", "polled"];
 
 fn guest() -> Result<PathBuf> {
     let named = std::env::var_os(GUEST);
@@ -64,12 +64,12 @@ fn limit(plan: &Plan) -> Duration {
 ///
 /// # Errors
 /// berth or the guest failed.
-pub fn on_berth(plan: &Plan, image: &Image, shadow: bool) -> Result<Vec<Sample>> {
+pub fn on_berth(plan: &Plan, image: &Image, shadow: bool, poll_us: u64) -> Result<Vec<Sample>> {
     let scratch = harness::scratch()?;
     let socket = scratch.path().join("control");
     let disk = match (image.place, &image.path) {
-        (Place::Disk, Some(path)) => format!("{},cache=none", path.display()),
-        (_, Some(path)) => path.display().to_string(),
+        (Place::Disk, Some(path)) => format!("file={},cache=none", path.display()),
+        (_, Some(path)) => format!("file={}", path.display()),
         (Place::Memory, None) => format!("memory={}", image.bytes),
         (_, None) => format!("null={}", image.bytes),
     };
@@ -77,7 +77,8 @@ pub fn on_berth(plan: &Plan, image: &Image, shadow: bool) -> Result<Vec<Sample>>
         .args(["run", "-m", "512", "--kernel"])
         .arg(guest()?)
         .args(["--append", &format!("{} hold", words(plan, shadow))])
-        .args(["--disk", &disk])
+        .args(["--device", &format!("nvme,id=c,poll-us={poll_us}")])
+        .args(["--device", &format!("nvme-ns,bus=c,{disk}")])
         .arg("--control-socket")
         .arg(&socket)
         .stdin(Stdin::Held)
@@ -223,6 +224,7 @@ mod tests {
             ("interrupts", 5.0),
             ("enters", 9.0),
             ("sleeps", 2.0),
+            ("polled", 0.0),
         ];
         assert_eq!(counters(&stats), BTreeMap::from(expected));
     }

@@ -37,6 +37,7 @@ cargo xtask bench [KEY=VALUE]...
   files=tmpfs,disk,memory,null
                     where the bytes are; the disk is that of the folder which
                     BENCH_DISK names (this one)
+  poll-us=50        berth's poll-us, beside none
   qemu=on           QEMU takes part (its firmware takes some 7 s each time)
 
 Writes bench.json and pictures (SVG) into the folder that BENCH_OUT names.
@@ -106,7 +107,7 @@ fn measure(plan: &Plan, place: Place) -> Result<Results> {
 
 fn one(plan: &Plan, image: &Image, contender: Contender) -> Result<Vec<Sample>> {
     match contender {
-        Contender::Berth { shadow } => guest::on_berth(plan, image, shadow),
+        Contender::Berth { shadow, poll_us } => guest::on_berth(plan, image, shadow, poll_us),
         Contender::Qemu {
             shadow,
             ioeventfd,

@@ -48,6 +48,8 @@ pub enum Contender {
     Berth {
         /// With shadow doorbells.
         shadow: bool,
+        /// The controller's `poll-us`.
+        poll_us: u64,
     },
     /// The bench guest on QEMU's NVMe.
     Qemu {
@@ -72,7 +74,9 @@ impl fmt::Display for Contender {
             }
         };
         match self {
-            Self::Berth { shadow } => write!(f, "berth{}", plain(*shadow)),
+            Self::Berth { shadow, poll_us } => {
+                write!(f, "berth poll-us={poll_us}{}", plain(*shadow))
+            }
             Self::Qemu {
                 shadow,
                 ioeventfd,
@@ -103,6 +107,8 @@ pub struct Plan {
     pub places: Vec<Place>,
     /// Whether QEMU takes part.
     pub qemu: bool,
+    /// `poll-us` of the controllers that poll.
+    pub poll_us: u64,
 }
 
 impl Default for Plan {
@@ -115,6 +121,7 @@ impl Default for Plan {
             ms: 1000,
             places: Place::ALL.map(|(_, place)| place).to_vec(),
             qemu: true,
+            poll_us: 50,
         }
     }
 }
@@ -171,6 +178,7 @@ impl Plan {
                 };
                 self.places = value.split(',').map(place).collect::<Result<_>>()?;
             }
+            "poll-us" => self.poll_us = number(value, 1, 1000)?,
             "qemu" => {
                 self.qemu = match value {
                     "on" => true,
@@ -178,17 +186,19 @@ impl Plan {
                     _ => bail!("must be on or off"),
                 }
             }
-            _ => bail!("unknown key; known: rw, bs, qd, rounds, ms, files, qemu"),
+            _ => bail!("unknown key; known: rw, bs, qd, rounds, ms, files, poll-us, qemu"),
         }
         Ok(())
     }
 
     /// Who does the I/O in one place, in the order of a round.
     pub fn contenders(&self, place: Place) -> Vec<Contender> {
-        let mut all = vec![
-            Contender::Berth { shadow: true },
-            Contender::Berth { shadow: false },
-        ];
+        let mut all = Vec::new();
+        for shadow in [true, false] {
+            for poll_us in [self.poll_us, 0] {
+                all.push(Contender::Berth { shadow, poll_us });
+            }
+        }
         if !place.is_file() {
             return all;
         }
@@ -247,7 +257,8 @@ mod tests {
     fn words_change_the_plan() {
         assert_eq!(parse("").unwrap(), Plan::default());
         let plan =
-            parse("rw=write bs=128K qd=1,32 rounds=3 ms=250 files=null,disk qemu=off").unwrap();
+            parse("rw=write bs=128K qd=1,32 rounds=3 ms=250 files=null,disk qemu=off poll-us=20")
+                .unwrap();
         let expected = Plan {
             rw: "write".into(),
             block: 128 << 10,
@@ -256,6 +267,7 @@ mod tests {
             ms: 250,
             places: vec![Place::Null, Place::Disk],
             qemu: false,
+            poll_us: 20,
         };
         assert_eq!(plan, expected);
     }
@@ -279,14 +291,14 @@ mod tests {
     #[test]
     fn only_files_have_other_contenders() {
         let plan = Plan::default();
-        assert_eq!(plan.contenders(Place::Null).len(), 2);
-        assert_eq!(plan.contenders(Place::Tmpfs).len(), 10);
+        assert_eq!(plan.contenders(Place::Null).len(), 4);
+        assert_eq!(plan.contenders(Place::Tmpfs).len(), 12);
         let names: Vec<String> = plan
             .contenders(Place::Disk)
             .iter()
             .map(ToString::to_string)
             .collect();
         assert!(names.contains(&"QEMU ioeventfd=off aio=native".to_owned()));
-        assert!(names.contains(&"berth without shadow doorbells".to_owned()));
+        assert!(names.contains(&"berth poll-us=0 without shadow doorbells".to_owned()));
     }
 }

@@ -76,7 +76,8 @@ impl Results {
         let is_host = |it| matches!(it, Contender::Host(_));
         let is_qemu = |it| matches!(it, Contender::Qemu { shadow: true, .. });
         let plain_qemu = |it| matches!(it, Contender::Qemu { shadow: false, .. });
-        let berth = |shadow| move |it| it == Contender::Berth { shadow };
+        let berth =
+            |own: bool| move |it| matches!(it, Contender::Berth { shadow, .. } if shadow == own);
         let mut ratio = |name: &str, own: bool, of: &dyn Fn(Contender) -> bool| {
             let cells: Option<Vec<String>> = (0..plan.depths.len())
                 .map(|depth| {
@@ -100,6 +101,7 @@ impl Results {
             ("interrupts", "interrupts"),
             ("enters", "calls of the kernel for I/O"),
             ("sleeps", "sleeps of the I/O thread"),
+            ("polled", "times it found work by looking"),
         ];
         for row in &self.rows {
             let read = |series: &Series| series.per_io(names[0].0).is_some();
@@ -146,10 +148,11 @@ mod tests {
         let mut results = Results::new(&plan, Place::Tmpfs);
         for row in &mut results.rows {
             let (iops, per_io) = match row.contender {
-                Contender::Berth { shadow: true } => {
-                    (300_000.0, BTreeMap::from([("doorbell_exits", 0.25)]))
-                }
-                Contender::Berth { shadow: false } => (100_000.0, BTreeMap::new()),
+                Contender::Berth {
+                    shadow: true,
+                    poll_us: 0,
+                } => (300_000.0, BTreeMap::from([("doorbell_exits", 0.25)])),
+                Contender::Berth { .. } => (100_000.0, BTreeMap::new()),
                 Contender::Host("psync") => (600_000.0, BTreeMap::new()),
                 Contender::Host(_) => (200_000.0, BTreeMap::new()),
                 Contender::Qemu { shadow: false, .. } => (50_000.0, BTreeMap::new()),
@@ -161,7 +164,7 @@ mod tests {
         }
         let table = results.table(&plan);
         for (start, end) in [
-            ("berth  ", "300.0 (1.00-1.00)"),
+            ("berth poll-us=0  ", "300.0 (1.00-1.00)"),
             ("berth / best host engine", "0.50"),
             ("berth / best QEMU", "4.00"),
             ("the same without shadow doorbells", "2.00"),

@@ -416,7 +416,7 @@ fn wrong_command_lines_are_refused() {
 #[test]
 fn wrong_devices_are_refused() {
     let allowed = "addr, cache, cntlid, drive, file, firmware, id, io-threads, logical_block_size, max_ioqpairs, \
-                   mdts, memory, model, mqes, null, ro, serial, subsys";
+                   mdts, memory, model, mqes, null, poll-us, ro, serial, subsys";
     let drivers = "known drivers: nvme, nvme-ns, nvme-subsys";
     let table = [
         (

@@ -37,7 +37,6 @@ pub const CONTROLLER_HINTS: &[(&str, Hint)] = &[
     ("min_io_size", FIXED_SIZES),
     ("opt_io_size", FIXED_SIZES),
     ("discard_granularity", FIXED_SIZES),
-    ("poll-us", LATER),
     (
         "nsid",
         Refused("a one-disk controller's namespace is 1; use a nvme-ns device to choose"),

@@ -50,6 +50,7 @@ fn defaults_are_qemus() {
         max_ioqpairs: 64,
         mqes: 0x7ff,
         mdts: 7,
+        poll_us: 0,
         io_threads: None,
         cntlid: None,
         disk: None,
@@ -92,7 +93,7 @@ fn defaults_are_qemus() {
 fn every_property_arrives() {
     let spec = controller(
         "nvme,id=c,subsys=s,addr=0x1f,serial=12345678901234567890,model=A model,firmware=1.0,\
-         max_ioqpairs=128,mqes=0xffff,mdts=9,io-threads=2,cntlid=65519,null=1T,ro,\
+         max_ioqpairs=128,mqes=0xffff,mdts=9,poll-us=1000,io-threads=2,cntlid=65519,null=1T,ro,\
          logical_block_size=4096",
     );
     let expected = ControllerSpec {
@@ -105,6 +106,7 @@ fn every_property_arrives() {
         max_ioqpairs: 128,
         mqes: 0xffff,
         mdts: 9,
+        poll_us: 1000,
         io_threads: Some(2),
         cntlid: Some(65_519),
         disk: Some(DiskSpec {

@@ -1,6 +1,7 @@
 //! I/O threads: one thread owns a completion queue and every submission queue that feeds it.
 
 mod command;
+mod polling;
 #[cfg(test)]
 mod protocol;
 mod slots;
@@ -209,6 +210,7 @@ impl Thread {
             sleeps: stats.sleeps.get(),
             doorbell_wakeups: stats.doorbell_wakeups.get(),
             kicks: stats.kicks.get(),
+            polled: stats.polled.get(),
             submissions: self.engine_stats.submissions.load(Ordering::Relaxed),
             enters: self.engine_stats.enters.load(Ordering::Relaxed),
             completions: self.engine_stats.completions.load(Ordering::Relaxed),
@@ -227,6 +229,8 @@ pub struct IoThreadInfo {
     pub doorbell_wakeups: u64,
     /// Times it was woken by a doorbell exit or a message.
     pub kicks: u64,
+    /// Times it found work by looking for it instead of sleeping.
+    pub polled: u64,
     /// Requests given to the I/O engine.
     pub submissions: u64,
     /// Calls of the kernel by the I/O engine.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -18,6 +19,7 @@ use super::super::queue::Reservation;
 use super::super::snapshots::Epoch;
 use super::super::spec::{Sqe, Status};
 use super::command::{self, Kind};
+use super::polling::Polling;
 use super::slots::{Key, Slots};
 use super::{Message, Shared};
 
@@ -63,6 +65,7 @@ pub struct Worker {
     in_flight: Slots<InFlight>,
     // Controllers whose queues are being dropped.
     resets: Vec<Arc<Core>>,
+    polling: Polling,
     // Reused from command to command.
     completions: Vec<Completion>,
     data: Vec<GuestSlice>,
@@ -89,6 +92,7 @@ impl Worker {
             groups: Vec::new(),
             in_flight: Slots::default(),
             resets: Vec::new(),
+            polling: Polling::default(),
             completions: Vec::new(),
             data: Vec::new(),
         })
@@ -106,7 +110,13 @@ impl Worker {
             for group in self.groups.iter_mut().flatten() {
                 group.interrupt();
             }
-            if !reaped && !fetched {
+            if reaped || fetched {
+                if self.polling.work() {
+                    self.shared.stats.polled.add(1);
+                }
+            } else if self.polling.look_again(self.poll_limit()) {
+                std::hint::spin_loop();
+            } else {
                 self.sleep();
             }
         }
@@ -470,6 +480,15 @@ impl Worker {
         shared.sleeper.sleep(self, Self::has_work, Self::wait);
     }
 
+    /// How long to look for work before sleeping: what the most eager controller here asks for.
+    fn poll_limit(&self) -> Duration {
+        let groups = self.groups.iter().flatten();
+        groups
+            .map(|group| group.core.poll)
+            .max()
+            .unwrap_or_default()
+    }
+
     fn has_work(&mut self) -> bool {
         let room = self.engine.has_room();
         let mut work = !self.shared.lock_messages().is_empty();
@@ -490,7 +509,10 @@ impl Worker {
         };
         let mut events = [EpollEvent::default(); 4];
         self.shared.stats.sleeps.add(1);
-        let count = match self.epoll.wait(timeout, &mut events) {
+        let start = Instant::now();
+        let waited = self.epoll.wait(timeout, &mut events);
+        self.polling.slept(start.elapsed(), self.poll_limit());
+        let count = match waited {
             Ok(count) => count,
             // A signal; the loop looks at everything anyway.
             Err(_) => return,

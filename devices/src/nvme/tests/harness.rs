@@ -161,6 +161,7 @@ pub fn config(id: &str) -> ControllerConfig {
         max_ioqpairs: PAIRS,
         mqes: 65_535,
         mdts: 5,
+        poll_us: 50,
         cntlid: None,
     }
 }
