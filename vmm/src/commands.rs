@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::control::command::{CommandError, ErrorClass, Info};
-use crate::control::{Answer, Command, CommandSink};
+use crate::control::{Answer, Command, CommandSink, Ticket};
 use crate::exit::{ExitReason, Outcome};
 use crate::interrupt::Interrupts;
 use crate::live::Live;
@@ -52,7 +52,7 @@ impl CommandSink for Commands {
                 self.outcome.end(ExitReason::Quit);
                 Value::Null
             }
-            Command::DeviceAdd(spec) => self.live.add(&spec)?,
+            Command::DeviceAdd(form, parsed) => self.live.add(form.command(), &parsed)?,
             Command::DriveAdd(parsed) => self.live.add_drive(parsed)?,
             Command::DriveDel { id } => self.live.remove_drive(&id)?,
             Command::ObjectDel { id } => self.live.remove_object(&id)?,
@@ -80,6 +80,10 @@ impl CommandSink for Commands {
         };
         Ok(Answer::Done(done))
     }
+
+    fn forget(&mut self, ticket: Ticket) {
+        self.live.forget(ticket);
+    }
 }
 
 impl Commands {
@@ -89,14 +93,16 @@ impl Commands {
         surprise: bool,
         wait: Option<Duration>,
     ) -> Result<Answer, CommandError> {
-        let begun = self.live.remove(id, surprise)?;
-        let Some(limit) = wait.filter(|_| begun["state"] == "requested") else {
-            return Ok(Answer::Done(begun));
+        let Some(limit) = wait else {
+            return self.live.remove(id, surprise).map(Answer::Done);
         };
         let command = format!("device_del {id} wait={}", limit.as_secs());
         let condition = Condition::Removal(id.to_owned());
+        // First what may fail: a removal that has begun is not taken back.
         let ticket = self.live.later(command, condition, limit)?;
-        Ok(Answer::Later(ticket))
+        let begun = self.live.remove(id, surprise);
+        let answer = begun.map(|_| Answer::Later(ticket));
+        answer.inspect_err(|_| self.live.forget(ticket))
     }
 
     fn wait(

@@ -127,7 +127,7 @@ impl Live {
     ///
     /// # Errors
     /// As for `--device`; nothing is left of the device then.
-    pub fn add(&self, device: &Parsed<DeviceSpec>) -> Result<Value, CommandError> {
+    pub fn add(&self, command: &str, device: &Parsed<DeviceSpec>) -> Result<Value, CommandError> {
         let spec = &device.spec;
         let added = {
             let mut registry = self.registry.borrow_mut();
@@ -135,14 +135,14 @@ impl Live {
             registry.add(spec)
         };
         let id = added
-            .map_err(|error| CommandError::new(error.class(), format!("device_add {error}")))?;
+            .map_err(|error| CommandError::new(error.class(), format!("{command} {error}")))?;
         let registry = self.registry();
         let mut reply = json!({ "id": id, "driver": spec.driver() });
         match registry.get(&id) {
             Some(Object::Controller {
                 controller, slot, ..
             }) => {
-                self.hotplug.insert(*slot);
+                self.tell_inserted(*slot);
                 reply["addr"] = bdf(*slot).into();
                 reply["cntlid"] = controller.cntlid().into();
             }
@@ -229,7 +229,8 @@ impl Live {
             }
         };
         let now = namespace.bytes();
-        if size < now && !shrink {
+        // No size at all is refused below, whatever is wanted.
+        if (1..now).contains(&size) && !shrink {
             let why = format!(
                 "{} is less than the {} that it has, and what is behind would be lost; \
                  if that is wanted: ns_resize {id} {size} shrink",

@@ -64,7 +64,6 @@ fn system_bus(registry: &Registry) -> Bus {
 fn node(registry: &Registry, id: &str, object: &Object) -> Node {
     let (properties, bus) = match object {
         Object::Subsystem(subsystem) => {
-            let info = subsystem.info();
             let namespaces = registry.iter().filter(|(_, object)| {
                 matches!(object, Object::Namespace { subsystem: on, .. } if on.id() == id)
             });
@@ -75,30 +74,27 @@ fn node(registry: &Registry, id: &str, object: &Object) -> Node {
                     .map(|(id, object)| node(registry, id, object))
                     .collect(),
             };
-            let properties = json!({ "nqn": info.nqn, "shared": info.shared });
+            let properties = json!({ "nqn": subsystem.nqn(), "shared": subsystem.shared() });
             (properties, Some(bus))
         }
         Object::Namespace {
             namespace,
             subsystem,
         } => {
-            let info = subsystem.info();
-            let own = info
-                .namespaces
-                .into_iter()
-                .find(|info| info.nsid == namespace.nsid());
+            let own = subsystem.namespace_info(namespace.nsid());
             let value = own.and_then(|info| serde_json::to_value(info).ok());
             (value.unwrap_or_default(), None)
         }
         Object::Controller {
-            subsystem, slot, ..
+            controller,
+            subsystem,
+            slot,
+            ..
         } => {
-            let info = subsystem.info();
-            let cntlid = info.controllers.iter().find(|(_, name)| name == id);
             let properties = json!({
                 "addr": bdf(*slot),
                 "subsys": subsystem.id(),
-                "cntlid": cntlid.map(|(cntlid, _)| *cntlid),
+                "cntlid": controller.cntlid(),
             });
             (properties, None)
         }

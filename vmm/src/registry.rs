@@ -106,8 +106,10 @@ struct Place {
 pub struct Registry {
     parts: Parts,
     objects: Vec<(String, Object)>,
-    /// Ids that the command line gives to devices still to come: not for automatic ones.
+    /// Ids that were given to devices still to come: not for automatic ones.
     reserved: BTreeSet<String>,
+    /// Slots, as a mask, that the command line gives to controllers still to come: likewise.
+    reserved_slots: u32,
     /// Devices whose removal was begun, by their ids, which are theirs until they are gone.
     leaving: BTreeMap<String, Departure>,
     /// Slots that the guest is still letting go of: not for new controllers.
@@ -139,6 +141,7 @@ impl Registry {
             parts,
             objects: Vec::new(),
             reserved: BTreeSet::new(),
+            reserved_slots: 0,
             leaving: BTreeMap::new(),
             releasing: 0,
             drives: Drives::new(),
@@ -165,6 +168,8 @@ impl Registry {
         let others = objects.iter().chain(devices);
         let ids = disk_ids.chain(others.filter_map(DeviceSpec::id));
         self.reserved = ids.map(str::to_owned).collect();
+        let slots = devices.iter().filter_map(DeviceSpec::slot);
+        self.reserved_slots = slots.fold(0, |mask, slot| mask | 1 << slot);
         self.add_disks(disks)?;
         let objects = objects.iter().map(|spec| ("--object", spec));
         let given: Vec<_> = objects
@@ -172,6 +177,7 @@ impl Registry {
             .collect();
         self.add_in_order(&given)?;
         self.reserved.clear();
+        self.reserved_slots = 0;
         self.warn_of_unseen();
         Ok(())
     }
@@ -241,11 +247,16 @@ impl Registry {
     /// # Errors
     /// See [`Problem`]; nothing is left of the device then.
     pub fn add(&mut self, spec: &DeviceSpec) -> Result<String, DeviceError> {
+        // What is made along with the device must not take its id.
+        self.reserved.extend(spec.id().map(str::to_owned));
         let result = match spec {
             DeviceSpec::Subsystem(spec) => self.add_subsystem(spec),
             DeviceSpec::Controller(spec) => self.add_controller(spec),
             DeviceSpec::Namespace(spec) => self.add_namespace(spec),
         };
+        if let Some(id) = spec.id() {
+            self.reserved.remove(id);
+        }
         result.map_err(|problem| DeviceError {
             device: match spec.id() {
                 Some(id) => format!("{},id={id}", spec.driver()),
@@ -317,7 +328,17 @@ impl Registry {
             Some(slot) => Ok(Some(slot)),
             // Where all are taken, the root says so.
             None => {
-                Ok((1..32).find(|&slot| !releasing(slot) && self.parts.pci.device(slot).is_none()))
+                let free = |slot: &u8| {
+                    !releasing(*slot)
+                        && self.reserved_slots >> slot & 1 == 0
+                        && self.parts.pci.device(*slot).is_none()
+                };
+                let leaving =
+                    |slot: &u8| releasing(*slot) && self.parts.pci.device(*slot).is_none();
+                match ((1..32).find(free), (1..32).find(leaving)) {
+                    (None, Some(slot)) => Err(Problem::Releasing(bdf(slot))),
+                    (found, _) => Ok(found),
+                }
             }
         }
     }
@@ -510,15 +531,9 @@ impl Registry {
             None => self.make_subsystem(false)?,
         };
         let controller = self.make_controller(&id, spec, &subsystem)?;
-        let slot = self.choose_slot(spec.addr)?;
-        let slot = self.parts.pci.add(slot, controller.clone())?;
-        if let Some(backend) = disk
-            && let Err(problem) = self.add_own_disk(&id, &subsystem, backend)
-        {
-            self.parts.pci.remove(slot);
-            return Err(problem);
-        }
         let watch = self.watch(&controller)?;
+        let plugged = self.plug(&id, spec.addr, &controller, disk);
+        let slot = plugged.inspect_err(|_| self.parts.events.remove(watch))?;
         if spec.subsys.is_none() {
             let made = Object::Subsystem(Arc::clone(&subsystem));
             self.insert(subsystem.id(), made);
@@ -531,6 +546,25 @@ impl Registry {
         };
         self.insert(&id, object);
         Ok(id)
+    }
+
+    /// Puts a controller into a slot, with its own disk if it has one.
+    fn plug(
+        &mut self,
+        id: &str,
+        addr: Option<u8>,
+        controller: &Arc<Controller>,
+        disk: Option<Arc<dyn Backend>>,
+    ) -> Result<u8, Problem> {
+        let slot = self.choose_slot(addr)?;
+        let slot = self.parts.pci.add(slot, controller.clone())?;
+        if let Some(backend) = disk
+            && let Err(problem) = self.add_own_disk(id, controller.subsystem(), backend)
+        {
+            self.parts.pci.remove(slot);
+            return Err(problem);
+        }
+        Ok(slot)
     }
 
     fn make_controller(
@@ -643,9 +677,9 @@ impl Registry {
         };
         let known: Vec<_> = self.iter().filter_map(named).collect();
         if known.is_empty() {
-            "define it before this device".into()
+            "add it, with --device or device_add".into()
         } else {
-            format!("defined so far: {}", known.join(", "))
+            format!("there are: {}", known.join(", "))
         }
     }
 

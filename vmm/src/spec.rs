@@ -11,7 +11,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use devices::storage::CacheMode;
+use devices::storage::{CacheMode, MAX_MEMORY, MAX_NULL};
 use uuid::Uuid;
 
 use self::qemu::{CONTROLLER_HINTS, DRIVE_HINTS, NAMESPACE_HINTS, SUBSYSTEM_HINTS};
@@ -42,8 +42,6 @@ pub const DEFAULT_BLOCK_SIZE: u32 = 512;
 const DRIVERS: [&str; 3] = ["nvme", "nvme-ns", "nvme-subsys"];
 const KNOWN_DRIVERS: &str = "nvme, nvme-ns, nvme-subsys";
 const KNOWN_TYPES: &str = "nvme-ns, nvme-subsys";
-const MAX_MEMORY_BYTES: u64 = 1 << 40;
-const MAX_NULL_BYTES: u64 = 1 << 50;
 
 /// What one `--device` or `device_add` asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +164,16 @@ pub enum Form {
     Object,
 }
 
+impl Form {
+    /// The command of this form.
+    pub fn command(self) -> &'static str {
+        match self {
+            Self::Device => "device_add",
+            Self::Object => "object_add",
+        }
+    }
+}
+
 /// What an argument asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed<T> {
@@ -221,6 +229,15 @@ impl DeviceSpec {
             Self::Subsystem(spec) => Some(&spec.id),
             Self::Controller(spec) => spec.id.as_deref(),
             Self::Namespace(spec) => spec.id.as_deref(),
+        }
+    }
+
+    /// The slot, if it was given one, 1 to 31.
+    #[must_use]
+    pub fn slot(&self) -> Option<u8> {
+        match self {
+            Self::Controller(spec) => spec.addr,
+            Self::Subsystem(_) | Self::Namespace(_) => None,
         }
     }
 
@@ -402,8 +419,8 @@ impl DiskSpec {
         let file = p.take_text("file")?.map(PathBuf::from);
         let drive = p.take_text("drive")?;
         let size = |max| move |value: &str| parse_disk_size(value, logical_block_size, max);
-        let memory = p.take_with("memory", size(MAX_MEMORY_BYTES))?;
-        let null = p.take_with("null", size(MAX_NULL_BYTES))?;
+        let memory = p.take_with("memory", size(MAX_MEMORY))?;
+        let null = p.take_with("null", size(MAX_NULL))?;
         let file = match (file, drive) {
             (Some(path), _) => Some(BackendSpec::File {
                 path,

@@ -107,6 +107,12 @@ impl Waits {
         self.waiting.push(wait);
     }
 
+    /// Takes one whose answer nobody wants.
+    pub fn forget(&mut self, ticket: Ticket) -> Option<Wait> {
+        let at = self.waiting.iter().position(|wait| wait.ticket == ticket)?;
+        Some(self.waiting.remove(at))
+    }
+
     /// Takes those that waited for `event`, with their answers.
     pub fn happened(&mut self, event: &Event) -> Vec<Ended> {
         let mut ended = Vec::new();
@@ -122,8 +128,7 @@ impl Waits {
 
     /// Takes the one whose time is over.
     pub fn late(&mut self, ticket: Ticket) -> Option<Ended> {
-        let at = self.waiting.iter().position(|wait| wait.ticket == ticket)?;
-        let wait = self.waiting.remove(at);
+        let wait = self.forget(ticket)?;
         let error = wait.condition.late(&wait.command, wait.limit);
         Some((wait, Err(error)))
     }

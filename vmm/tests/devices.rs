@@ -162,7 +162,7 @@ fn the_order_of_devices_does_not_matter() {
         "-device",
         "nvme,id=a,subsys=s",
         "-device",
-        "nvme,id=b,subsys=t",
+        "nvme,id=b,subsys=t,addr=1",
         "-device",
         "nvme-subsys,id=t",
         "-device",
@@ -192,6 +192,9 @@ fn the_order_of_devices_does_not_matter() {
     };
     assert_eq!(on("s"), ["first [\"a\"]", "object [\"a\"]"], "{text}");
     assert_eq!(on("t"), ["last [\"b\"]", "on-b [\"b\"]"], "{text}");
+    // The slot that one asks for is not given to another one before it.
+    let (_, text) = machine.ctl(&["info", "subsys"]);
+    assert!(text.contains("0000:00:01.0") && text.contains("0000:00:02.0"));
     machine.quit();
 }
 

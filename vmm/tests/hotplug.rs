@@ -180,6 +180,76 @@ fn namespaces_come_and_go_and_leave_nothing() {
     machine.quit();
 }
 
+/// Lets berth have descriptors below `limit` only, or all that it may have.
+fn limit_descriptors(machine: &Machine, limit: Option<usize>) {
+    let pid = libc::pid_t::try_from(machine.child.0.id()).unwrap();
+    let mut limits = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    let none = std::ptr::null();
+    // SAFETY: the pointers are to a structure of the right type and to nothing.
+    let read = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, none, &raw mut limits) };
+    assert_eq!(read, 0, "{}", std::io::Error::last_os_error());
+    limits.rlim_cur = limit.map_or(limits.rlim_max, |limit| limit as u64);
+    let none = std::ptr::null_mut();
+    // SAFETY: as above.
+    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limits, none) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Does a command with every number of descriptors up to what it needs; the failures, of which there
+/// are some, leave nothing.
+#[track_caller]
+fn until_descriptors_suffice(machine: &mut Machine, command: &str) {
+    let before = held(machine);
+    let descriptors = format!("/proc/{}/fd", machine.child.0.id());
+    let free = |number: &usize| !Path::new(&format!("{descriptors}/{number}")).exists();
+    let first = (0..).find(free).unwrap();
+    for more in 0..100 {
+        limit_descriptors(machine, Some(first + more));
+        let reply = machine.ask(command);
+        limit_descriptors(machine, None);
+        if reply.contains("\"ok\":true") {
+            assert_ne!(more, 0, "{command} needs no descriptor");
+            return;
+        }
+        assert!(reply.contains("\"class\":\"Failed\""), "{reply}");
+        let deadline = Instant::now() + LIMIT;
+        // I/O threads let go of it in their own time.
+        while held(machine) != before {
+            assert!(Instant::now() < deadline, "{command}: {more}: {reply}");
+        }
+    }
+    panic!("{command} fails for another reason");
+}
+
+#[test]
+fn what_fails_for_want_of_descriptors_leaves_nothing() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    let file = image(&machine.guest.directory.path().join("disk"));
+    let before = held(&mut machine);
+    for _ in 0..2 {
+        let add = "device_add nvme,id=c,subsys=s,addr=5,max_ioqpairs=1,memory=1M";
+        until_descriptors_suffice(&mut machine, add);
+        let add = format!("device_add nvme-ns,id=n,bus=s,file={file}");
+        until_descriptors_suffice(&mut machine, &add);
+        for (command, id) in [
+            ("device_del n", "n"),
+            ("device_del ns0", "ns0"),
+            ("device_del c surprise", "c"),
+        ] {
+            until_descriptors_suffice(&mut machine, command);
+            machine.wait("device_deleted", id);
+        }
+        assert_eq!(held(&mut machine), before);
+    }
+    machine.quit();
+}
+
 #[test]
 fn a_subsystem_goes_when_it_is_empty() {
     if !kvm() {
@@ -323,6 +393,35 @@ fn removals_can_be_waited_for() {
 }
 
 #[test]
+fn waits_are_limited_and_end_with_their_client() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = Machine::start(&["--device", "nvme-subsys,id=s"]);
+    machine.ok("device_add nvme-ns,id=n,bus=s,memory=1M");
+    let before = held(&mut machine);
+    let socket = machine.guest.directory.path().join("socket");
+    let mut other = BufReader::new(UnixStream::connect(&socket).unwrap());
+    for number in 0..=256 {
+        writeln!(other.get_mut(), "@{number} wait guest_reset timeout=3600").unwrap();
+    }
+    let mut full = String::new();
+    other.read_line(&mut full).unwrap();
+    let limit = "256 commands wait already, which is the limit";
+    assert!(full.starts_with("{\"token\":\"256\",") && full.contains(limit));
+    // What cannot be waited for is not begun.
+    machine.refused("device_del n wait=20", "Failed", limit);
+    assert!(machine.ok("info qtree").contains("nvme-ns, id \\\"n\\\""));
+    drop(other);
+    let deadline = Instant::now() + LIMIT;
+    while held(&mut machine) != before {
+        assert!(Instant::now() < deadline, "{:?}", held(&mut machine));
+    }
+    machine.ok("device_del n wait=20");
+    machine.quit();
+}
+
+#[test]
 fn events_can_be_waited_for() {
     if !kvm() {
         return;
@@ -380,6 +479,7 @@ fn namespaces_are_resized() {
     machine.ok("ns_resize f 2M shrink");
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 2 << 20);
     machine.refused("ns_resize f 2097153", "Argument", "block size 512");
+    machine.refused("ns_resize f 0", "Argument", "at least one block");
     machine.refused("ns_resize r 2M", "Argument", "it is read-only");
     machine.refused("ns_resize c 2M", "Argument", "this is no namespace");
     machine.refused("ns_resize x 2M", "NotFound", "no device has this id");
@@ -425,7 +525,7 @@ fn qemus_commands_mean_the_same() {
     machine.refused(
         "object_add nvme-ns,id=m,subsys=s,blkdev=d",
         "Failed",
-        "in use",
+        "object_add nvme-ns,id=m: ",
     );
     machine.ok("drive_del d");
     machine.refused("drive_del d", "NotFound", "no drive has this id");
@@ -442,7 +542,11 @@ fn qemus_commands_mean_the_same() {
     }
     machine.ok("device_del c surprise wait=20");
     machine.ok("object_del s");
-    machine.refused("object_del s", "NotFound", "no device has this id");
+    machine.refused(
+        "object_del s",
+        "NotFound",
+        "object_del s: no device has this id",
+    );
     machine.quit();
 }
 

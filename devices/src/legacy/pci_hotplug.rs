@@ -97,14 +97,18 @@ impl PciHotplug {
 
     /// Tells the guest that `slot` (1 to 31) got a function, which must be there already. A request
     /// to let go of the slot that the guest has not read is withdrawn: it was not for this function.
-    pub fn insert(&self, slot: u8) {
+    /// Says whether there was one.
+    pub fn insert(&self, slot: u8) -> bool {
         let bit = bit(slot);
-        {
+        let withdrawn = {
             let mut state = self.state();
+            let withdrawn = state.leaving & bit != 0;
             state.inserted |= bit;
             state.leaving &= !bit;
-        }
+            withdrawn
+        };
         self.acpi.pci_hotplug();
+        withdrawn
     }
 
     /// Asks the guest to let go of `slot` (1 to 31), whether its function is still there or not. An

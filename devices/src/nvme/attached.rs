@@ -10,6 +10,9 @@
 //! Linux does so in this order: Get Log Page (Changed Namespace List, RAE 0), the list of active
 //! namespaces, then each namespace in it, then it drops those that are not in it; and one such scan
 //! ends before the next begins. The log alone is no look: it says that something changed, not what.
+//! Neither is a reset: Linux keeps its namespaces over it, and before it looks at them it sends again
+//! what it had in flight. And what it finds gone it uses until it has dropped it, so that commands for
+//! that end as on a path that is gone until the guest has looked twice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,14 +25,23 @@ pub struct Attached {
     table: Arc<AttachmentTable>,
     // By NSID: what the guest had there. None of these is visible, whatever is attached.
     departed: BTreeMap<u32, Departed>,
+    // The guest enabled the controller once.
     in_use: bool,
 }
 
 #[derive(Debug)]
 struct Departed {
     identity: Identity,
-    // The guest looked since.
-    known: bool,
+    looks: Looks,
+}
+
+/// How often the guest has looked since a namespace went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looks {
+    Never,
+    /// It may still be at dropping the namespace.
+    Once,
+    More,
 }
 
 impl Attached {
@@ -52,8 +64,8 @@ impl Attached {
                 && has != had
                 && !self.departed.contains_key(&nsid)
             {
-                let known = false;
-                self.departed.insert(nsid, Departed { identity, known });
+                let looks = Looks::Never;
+                self.departed.insert(nsid, Departed { identity, looks });
             }
             let returned = |departed: &Departed| Some(departed.identity) == has;
             if self.departed.get(&nsid).is_some_and(returned) {
@@ -62,10 +74,13 @@ impl Attached {
         }
     }
 
-    /// The guest begins or ends to use the controller: it knows nothing of before.
-    pub fn set_in_use(&mut self, in_use: bool) {
-        self.in_use = in_use;
-        self.departed.clear();
+    /// The guest begins to use the controller. The first time, it knows nothing of before; after a
+    /// reset, what it looked at last may not have reached it.
+    pub fn begin_use(&mut self) {
+        self.in_use = true;
+        for departed in self.departed.values_mut() {
+            departed.looks = Looks::Never;
+        }
     }
 
     /// The guest looks at the NSIDs above `after`. Those that it must look at once more are told, and
@@ -79,8 +94,11 @@ impl Attached {
                 return true;
             }
             let waits = table.get(nsid).is_some();
-            let stays = !(waits && departed.known);
-            departed.known = true;
+            let stays = !(waits && departed.looks != Looks::Never);
+            departed.looks = match departed.looks {
+                Looks::Never => Looks::Once,
+                _ => Looks::More,
+            };
             if waits {
                 changed.push(nsid);
             }
@@ -89,11 +107,11 @@ impl Attached {
         changed
     }
 
-    /// Whether a namespace went and the guest may not know.
+    /// Whether a namespace went and the guest may still use it.
     pub fn has_departed(&self, nsid: u32) -> bool {
         self.departed
             .get(&nsid)
-            .is_some_and(|departed| !departed.known)
+            .is_some_and(|departed| departed.looks != Looks::More)
     }
 }
 

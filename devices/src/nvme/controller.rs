@@ -298,12 +298,14 @@ impl Controller {
     }
 
     /// Stops at once and for good, as a function that is pulled: registers and configuration space
-    /// read all ones and take no writes, no command is fetched, completed or told of. `quiet` is
-    /// signalled when I/O in flight has let go of guest memory.
+    /// read all ones and take no writes, no command is fetched, no interrupt raised. I/O in flight may
+    /// still reach guest memory, completions included, until `quiet` is signalled.
     pub fn stop(&self, quiet: EventFd) {
-        *lock(&self.quiet) = Some(quiet);
         self.stopped.store(true, Ordering::SeqCst);
         self.function_level_reset();
+        // Not before: whoever is in `service` would tell what was quiet until then.
+        *lock(&self.quiet) = Some(quiet);
+        self.core.wake();
     }
 
     /// Has `event` signalled when the last reference to the controller is dropped, and nothing of it
@@ -408,7 +410,7 @@ pub struct ControllerInfo {
     pub state: ControllerState,
     /// I/O commands fetched and not completed.
     pub in_flight: u64,
-    /// NSIDs of the attached namespaces.
+    /// NSIDs of the attached namespaces that the guest may use.
     pub namespaces: Vec<u32>,
     /// Whether the guest shadows its doorbells.
     pub shadow_doorbells: bool,

@@ -154,11 +154,9 @@ impl Core {
         self.namespaces.publish(attached.visible());
     }
 
-    /// The guest begins or ends to use the controller: it knows nothing of before.
-    pub fn set_in_use(&self, in_use: bool) {
-        let mut attached = self.attached();
-        attached.set_in_use(in_use);
-        self.namespaces.publish(attached.visible());
+    /// The guest enabled the controller.
+    pub fn begin_use(&self) {
+        self.attached().begin_use();
     }
 
     /// The guest reads which NSIDs above `after` are attached. What is told are NSIDs that are worth

@@ -107,8 +107,8 @@ pub struct BackendConfig {
 /// Largest memory backend: 1 TiB.
 pub const MAX_MEMORY: u64 = 1 << 40;
 
-/// Largest null backend in bytes.
-pub(super) const MAX_NULL: u64 = 1 << 62;
+/// Largest null backend: 1 PiB.
+pub const MAX_NULL: u64 = 1 << 50;
 
 /// Why a backend could not be opened.
 #[derive(Debug, thiserror::Error)]

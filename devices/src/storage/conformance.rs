@@ -629,6 +629,32 @@ fn sizes_change_while_a_backend_is_in_use() {
     assert_eq!(file.as_file().metadata().unwrap().len(), 2 * SIZE);
 }
 
+/// A write that was in flight makes the file longer, but not for long.
+#[test]
+fn a_smaller_size_outlasts_writes_in_flight() {
+    for kind in KINDS {
+        let file = image(None, SIZE);
+        let backend = open(&file_config(file.path(), CacheMode::Writeback)).unwrap();
+        let mut rig = Rig::new(kind);
+        let slice = rig.ram.slice(0, 4096).unwrap();
+        let write = Op::Write { fua: false };
+        let mut pending = 0;
+        for end in [SIZE, SIZE - 8192] {
+            let data = [slice];
+            let (_, submitted) = rig.submit_len(&*backend, write, end - 4096, 4096, &data);
+            pending += usize::from(submitted == Submitted::Pending);
+        }
+        backend.resize(SIZE / 2).unwrap();
+        rig.engine.kick();
+        rig.wait(pending);
+        assert_eq!(backend.refresh_size(), None, "{kind:?}");
+        assert_eq!(file.as_file().metadata().unwrap().len(), SIZE / 2);
+        backend.resize(SIZE).unwrap();
+        rig.done.clear();
+        assert_eq!(rig.read(&*backend, SIZE - 4096, 4096), [0; 4096]);
+    }
+}
+
 #[test]
 fn a_read_only_backend_keeps_its_size() {
     let config = BackendConfig {

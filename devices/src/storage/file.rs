@@ -41,6 +41,8 @@ pub(super) struct Image {
     /// For messages.
     path: PathBuf,
     direct: Option<DirectAlign>,
+    /// Its size in bytes as the guest has it.
+    known: AtomicU64,
 }
 
 impl Image {
@@ -58,12 +60,32 @@ impl Image {
     #[cfg(test)]
     pub fn unchecked(file: File, direct: Option<DirectAlign>) -> Arc<Self> {
         let path = "test.img".into();
-        Arc::new(Self { file, path, direct })
+        let known = AtomicU64::new(u64::MAX);
+        Arc::new(Self {
+            file,
+            path,
+            direct,
+            known,
+        })
     }
 
     /// Size now in bytes, of a file or block device. Its file position is not used otherwise.
     fn size(&self) -> io::Result<u64> {
         (&self.file).seek(SeekFrom::End(0))
+    }
+
+    /// A write was done up to `end`. If it was in flight when the image was made smaller, it has made
+    /// the image longer again, which is undone here.
+    pub fn written(&self, end: u64) {
+        let known = self.known.load(Ordering::Relaxed);
+        // Longer still, it is so by somebody else: another request, or whoever the file belongs to.
+        if end <= known || !self.size().is_ok_and(|now| now == end) {
+            return;
+        }
+        if let Err(error) = self.file.set_len(known) {
+            let path = self.path.display();
+            crate::guest_warn!("image '{path}': cannot be cut to {known} bytes again: {error}");
+        }
     }
 }
 
@@ -77,13 +99,16 @@ impl AsRawFd for Image {
 ///
 /// - With [`CacheMode::Writethrough`] and [`CacheMode::Directsync`], a change is on stable media when
 ///   it completes; with [`CacheMode::Unsafe`], flushes and forced unit access do nothing.
+/// - Where the file is in memory (tmpfs, ramfs), reads and writes are done in `submit`, as a memory
+///   backend's are.
 /// - Discard punches a hole. Where that is not possible, it does nothing and
 ///   [`Backend::discard_zeroes`] says so: writing zeroes instead would fill a sparse image.
 /// - Write Zeroes punches a hole (`unmap`) or zeroes the range in place, and writes zeroes where the
 ///   file system can do neither.
 /// - A range past the end of an image that was truncated by someone else is
 ///   [`super::BackendError::OutOfRange`] for reads; writes make the image longer again until
-///   [`Backend::refresh_size`] has seen the new size.
+///   [`Backend::refresh_size`] has seen the new size. A write that is in flight while
+///   [`Backend::resize`] cuts it off does so, too, until its end is noticed and undoes it.
 #[derive(Debug)]
 pub(super) struct FileBackend {
     image: Arc<Image>,
@@ -91,8 +116,8 @@ pub(super) struct FileBackend {
     cache: CacheMode,
     read_only: bool,
     block_size: u32,
-    size: AtomicU64,
     punches_holes: bool,
+    in_memory: bool,
     medium: Medium,
 }
 
@@ -109,11 +134,11 @@ impl FileBackend {
             punches_holes: !read_only && open::punches_holes(&opened.image.file, opened.size),
             image: Arc::new(opened.image),
             medium: opened.medium,
+            in_memory: opened.in_memory,
             path: path.into(),
             cache,
             read_only,
             block_size,
-            size: AtomicU64::new(opened.size),
         })
     }
 
@@ -135,7 +160,7 @@ impl FileBackend {
 
 impl Backend for FileBackend {
     fn size(&self) -> u64 {
-        self.size.load(Ordering::Relaxed)
+        self.image.known.load(Ordering::Relaxed)
     }
 
     fn read_only(&self) -> bool {
@@ -149,22 +174,22 @@ impl Backend for FileBackend {
     fn refresh_size(&self) -> Option<u64> {
         let size = self.image.size().ok()?;
         let size = size - size % u64::from(self.block_size);
-        (self.size.swap(size, Ordering::Relaxed) != size).then_some(size)
+        (self.image.known.swap(size, Ordering::Relaxed) != size).then_some(size)
     }
 
     fn resize(&self, size: u64) -> Result<(), ResizeError> {
         let max = i64::MAX.unsigned_abs();
         resize::check(size, self.block_size, max, self.read_only)?;
-        let file = &self.image.file;
+        let Image { file, known, .. } = &*self.image;
         if !file.metadata()?.is_file() {
             return Err(ResizeError::BlockDevice(self.path.display().to_string()));
         }
-        // A smaller size first: no request may make the file longer again behind our back.
-        let old = self.size.load(Ordering::Relaxed);
-        self.size.store(size.min(old), Ordering::Relaxed);
+        // A smaller size first: no request that comes now may make the file longer again.
+        let old = known.load(Ordering::Relaxed);
+        known.store(size.min(old), Ordering::Relaxed);
         let result = file.set_len(size);
         let now = if result.is_ok() { size } else { old };
-        self.size.store(now, Ordering::Relaxed);
+        known.store(now, Ordering::Relaxed);
         Ok(result?)
     }
 
@@ -193,6 +218,12 @@ impl Backend for FileBackend {
                     step,
                     stable,
                 };
+                // A ring would give it to a kernel worker, as tmpfs has no reads that never wait: two
+                // threads more for a copy of memory. Holes may be large, and take long.
+                let copies = matches!(step, Step::Read | Step::Write | Step::Sync);
+                if self.in_memory && copies {
+                    return Submitted::Done(engine.run_file(plan, request));
+                }
                 engine.submit_file(plan, request)
             }
             _ => Submitted::Done(Ok(())),

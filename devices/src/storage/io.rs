@@ -184,6 +184,9 @@ impl Io {
             bounce.store(&self.vectors[self.first..], count);
         }
         self.skip(count);
+        if let (Step::Write | Step::WriteZeroes, Some(image)) = (self.step, &self.image) {
+            image.written(self.offset);
+        }
         if self.left == 0 {
             return self.finish();
         }

@@ -18,7 +18,7 @@ mod resize;
 pub mod testing;
 
 pub use config::{
-    BackendConfig, BackendKind, CacheMode, MAX_MEMORY, OpenError, UnknownCacheMode, open,
+    BackendConfig, BackendKind, CacheMode, MAX_MEMORY, MAX_NULL, OpenError, UnknownCacheMode, open,
 };
 pub use engine::{Engine, EngineKind, EngineStats, Mailbox};
 pub use resize::ResizeError;
@@ -212,7 +212,7 @@ pub trait Backend: Send + Sync {
     }
 
     /// Changes the size in bytes. What is behind a smaller size is lost; what a larger one adds reads
-    /// as zeroes. Requests in flight behind the new end may still be done, or fail.
+    /// as zeroes. Requests in flight behind the new end may still be done, or fail; the size stays.
     ///
     /// # Errors
     /// See [`ResizeError`]; the size is as it was.

@@ -12,8 +12,8 @@ pub enum ResizeError {
     ReadOnly,
     /// Not a size that a backend of this kind can have.
     #[error(
-        "{size} bytes is not a valid size: it must be a multiple of the block size {block_size}, up \
-         to {}", size_text(*.max)
+        "{size} bytes is not a valid size: it must be a multiple of the block size {block_size}, at \
+         least one block, up to {}", size_text(*.max)
     )]
     Size {
         /// The size asked for.

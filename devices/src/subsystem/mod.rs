@@ -402,6 +402,7 @@ impl Subsystem {
                 subsystem: self.id.clone(),
             });
         }
+        members.leave_private_ones(id);
         let id = id.to_owned();
         members
             .controllers
@@ -448,6 +449,16 @@ impl Subsystem {
         count
     }
 
+    /// One namespace as `info` shows it.
+    pub fn namespace_info(&self, nsid: u32) -> Option<NamespaceInfo> {
+        let members = self.members();
+        let linked = members.linked();
+        let plugged = members.namespaces.get(&nsid);
+        let info = plugged.map(|plugged| members.namespace_info(plugged, &linked));
+        linked.drop_unlocked(members);
+        info
+    }
+
     /// The subsystem as `info` shows it.
     pub fn info(&self) -> SubsystemInfo {
         let members = self.members();
@@ -481,6 +492,17 @@ impl Members {
             .filter(|plugged| plugged.reaches(controller))
             .map(|plugged| Arc::clone(&plugged.namespace));
         Arc::new(AttachmentTable::new(attached))
+    }
+
+    /// Private namespaces of a controller to come that were attached to another one stay there.
+    fn leave_private_ones(&mut self, controller: &str) {
+        let controllers = &self.controllers;
+        for plugged in self.namespaces.values_mut() {
+            let mut others = controllers.values().filter(|it| it.id != controller);
+            if !plugged.namespace.shared() && others.any(|member| plugged.reaches(&member.id)) {
+                plugged.commanded.insert(controller.to_owned(), false);
+            }
+        }
     }
 
     /// Ids of the controllers that a namespace is attached to.

@@ -46,12 +46,14 @@ pub(super) enum Reach {
     Detached,
 }
 
-/// By what a guest tells a namespace from others, whatever its NSID.
+/// By what a guest tells a namespace from others, whatever its NSID, and by what it addresses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     uuid: Uuid,
     eui64: u64,
     nguid: [u8; 16],
+    // A command for blocks of another size would reach other bytes.
+    block_shift: u32,
 }
 
 /// A namespace of a subsystem.
@@ -61,7 +63,6 @@ pub struct Namespace {
     shared: bool,
     pub(super) reach: Reach,
     identity: Identity,
-    block_shift: u32,
     blocks: AtomicU64,
     backend: Arc<dyn Backend>,
     // The last field: it is dropped behind the backend.
@@ -97,8 +98,8 @@ impl Namespace {
                 uuid,
                 eui64: config.eui64.unwrap_or(0),
                 nguid: config.nguid.unwrap_or([0; 16]),
+                block_shift,
             },
-            block_shift,
             blocks: AtomicU64::new(backend.size() >> block_shift),
             backend,
             closed: Closed::default(),
@@ -131,7 +132,7 @@ impl Namespace {
         self.reach == Reach::Detached
     }
 
-    /// By what a guest tells it from others.
+    /// By what a guest tells it from others and addresses it.
     pub fn identity(&self) -> Identity {
         self.identity
     }
@@ -153,7 +154,7 @@ impl Namespace {
 
     /// Logical block size as a power of two (LBADS).
     pub fn block_shift(&self) -> u32 {
-        self.block_shift
+        self.identity.block_shift
     }
 
     /// Size in logical blocks (NSZE).
@@ -164,13 +165,13 @@ impl Namespace {
     /// Size in bytes, whole blocks.
     pub fn bytes(&self) -> u64 {
         // It was a number of bytes before it was one of blocks.
-        self.blocks() << self.block_shift
+        self.blocks() << self.identity.block_shift
     }
 
     /// Takes the backend's size of now; says whether it changed.
     pub(super) fn take_size(&self) -> bool {
         self.backend.refresh_size();
-        let blocks = self.backend.size() >> self.block_shift;
+        let blocks = self.backend.size() >> self.identity.block_shift;
         self.blocks.swap(blocks, Ordering::Relaxed) != blocks
     }
 

@@ -3,10 +3,14 @@
 use core::fmt::{self, Write};
 
 use crate::io;
+use crate::time::Deadline;
 
 const COM1: u16 = 0x3f8;
 const LINE_STATUS: u16 = COM1 + 5;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
+const DATA_READY: u8 = 1;
+/// Longest wait for a byte from the host.
+const INPUT_MS: u64 = 60_000;
 
 /// COM1 as a text sink.
 pub struct Serial;
@@ -24,6 +28,17 @@ impl Write for Serial {
         }
         Ok(())
     }
+}
+
+/// Waits for a byte, or until the host has had its time.
+pub fn read() -> Option<u8> {
+    let deadline = Deadline::after_ms(INPUT_MS);
+    while io::in8(LINE_STATUS) & DATA_READY == 0 {
+        if deadline.passed() {
+            return None;
+        }
+    }
+    Some(io::in8(COM1))
 }
 
 /// Writes formatted text.

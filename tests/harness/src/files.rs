@@ -51,7 +51,17 @@ fn not_found(message: &str) -> io::Error {
 /// # Errors
 /// Those of making a folder in the system's temporary folder.
 pub fn scratch() -> io::Result<TempDir> {
-    tempfile::Builder::new().prefix("berth-test-").tempdir()
+    scratch_in(&std::env::temp_dir())
+}
+
+/// As [`scratch`], in a folder of choice.
+///
+/// # Errors
+/// Those of making a folder there.
+pub fn scratch_in(folder: &Path) -> io::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("berth-test-")
+        .tempdir_in(folder)
 }
 
 /// Makes a sparse image file of `bytes` zero bytes and returns its path.

@@ -1,6 +1,7 @@
 //! berth's developer tasks: `cargo xtask help`.
 
 mod apt;
+mod bench;
 mod build;
 mod images;
 mod kernels;
@@ -28,6 +29,9 @@ cargo xtask TASK
   list            the Linux scenarios
   fetch           get guest kernels and tools, and build the guest images
   build-guest     build the bare-metal test guest and print where it is
+  bench [KEY=VALUE]...
+                  speed beside QEMU's NVMe and the host's own, as a table,
+                  JSON and pictures; `bench help` lists the keys
   size            size of the release binary, and berth's own memory and idle
                   CPU use; fails above 4 MiB, 8 MiB and 1 %
   help            this text
@@ -85,7 +89,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         Some((task, rest)) => (task.as_str(), rest),
         None => ("help", args),
     };
-    if !matches!(task, "shell" | "test") && !rest.is_empty() {
+    if !matches!(task, "shell" | "test" | "bench") && !rest.is_empty() {
         bail!("{task} takes no argument, but got {:?}", rest.join(" "));
     }
     match task {
@@ -105,6 +109,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
             println!("{}", build::bare_guest(&context)?.display());
             Ok(ExitCode::SUCCESS)
         }
+        "bench" => bench::run(&context, rest),
         "size" => size::run(&context),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

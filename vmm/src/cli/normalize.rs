@@ -1,8 +1,9 @@
 //! Brings a command line into the one form that argh takes.
 //!
 //! argh knows `--key value` and `-k value` only. `--key=value`, `-m512`, `-vv` and `-h` are taken apart
-//! here, `-device` of QEMU's kind is taken as `--device`, and what argh would refuse in words of its own is refused here first. The options are argh's
-//! own table. Nothing is touched behind `--`, nor behind the first word of a command for `ctl`.
+//! here, `-device` of QEMU's kind is taken as `--device`, and what argh would refuse in words of its own
+//! is refused here first. The options are argh's own table. Nothing is touched behind `--`, nor behind
+//! the first word of a command for `ctl`.
 
 use std::collections::HashSet;
 
@@ -153,7 +154,8 @@ impl State<'_> {
         let next = rest
             .next()
             .ok_or_else(|| CliError::usage(given, "its value is missing"))?;
-        if self.info.flags.iter().any(|flag| flag.long == next) {
+        let known = self.info.flags.iter().any(|flag| flag.long == next);
+        if known || self.single_dash(next).is_some() {
             let problem = format!("its value is missing; {next} follows");
             return Err(CliError::usage(given, problem));
         }

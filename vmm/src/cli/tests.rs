@@ -313,6 +313,10 @@ fn wrong_command_lines_are_refused() {
                 "run --kernel --disk x",
                 "--kernel: its value is missing; --disk follows",
             ),
+            (
+                "run --device -kernel k",
+                "--device: its value is missing; -kernel follows",
+            ),
             ("run --kernel= ", "--kernel: the path is empty"),
             ("run --kernel a --kernel=b", "--kernel: is given twice"),
             ("run -m 1G --memory 1G", "--memory: is given twice"),

@@ -54,7 +54,10 @@ pub enum Problem {
     #[error("berth ended before it answered")]
     Gone,
     /// Other clients kept the pipe.
-    #[error("other clients kept the pipe busy for {0} s")]
+    #[error(
+        "other clients kept the pipe busy for {0} s: it serves one at a time, and who waits holds \
+         it; give a longer --timeout, or use the control socket"
+    )]
     Busy(u64),
     /// No reply.
     #[error("no reply within {0} s; berth hangs, or something else reads the replies")]

@@ -37,7 +37,7 @@ pub enum Command {
     /// Ends berth.
     Quit,
     /// Adds a device, by `device_add` or `object_add`.
-    DeviceAdd(Parsed<DeviceSpec>),
+    DeviceAdd(Form, Parsed<DeviceSpec>),
     /// Makes an image known by an id, for `drive=`.
     DriveAdd(Parsed<DriveSpec>),
     /// Forgets such an id; who uses the image keeps it.
@@ -257,8 +257,8 @@ pub fn parse(line: &str) -> Result<Line, CommandError> {
         "quit" => no_arguments(name, rest, Command::Quit)?,
         "device_add" | "object_add" | "drive_add" if rest.is_empty() => return Err(usage(name)),
         // Not split at blanks: a path may contain them.
-        "device_add" => Command::DeviceAdd(parse_device(name, rest, Form::Device)?),
-        "object_add" => Command::DeviceAdd(parse_device(name, rest, Form::Object)?),
+        "device_add" => parse_device(Form::Device, rest)?,
+        "object_add" => parse_device(Form::Object, rest)?,
         "drive_add" => Command::DriveAdd(parse_drive(name, rest)?),
         "drive_del" => Command::DriveDel {
             id: one_id(name, rest)?,
@@ -288,8 +288,10 @@ pub fn parse(line: &str) -> Result<Line, CommandError> {
     Ok(Line::Command(command))
 }
 
-fn parse_device(name: &str, rest: &str, form: Form) -> Result<Parsed<DeviceSpec>, CommandError> {
-    DeviceSpec::parse(rest, form).map_err(|error| refused(name, &error))
+fn parse_device(form: Form, rest: &str) -> Result<Command, CommandError> {
+    let parsed = DeviceSpec::parse(rest, form);
+    let parsed = parsed.map_err(|error| refused(form.command(), &error))?;
+    Ok(Command::DeviceAdd(form, parsed))
 }
 
 /// QEMU's users put a number, or anything else, in front, where it once had a PCI slot.
@@ -380,6 +382,10 @@ fn parse_wait(rest: &str) -> Result<Command, CommandError> {
         } else {
             return Err(usage("wait"));
         }
+    }
+    if let (Some(id), true) = (&id, event.starts_with("guest_")) {
+        let problem = format!("{event} is about the machine, not about a device; leave the id out");
+        return Err(argument("wait", id, problem));
     }
     Ok(Command::Wait {
         event,
@@ -497,7 +503,7 @@ mod tests {
     fn device_add_has_the_grammar_of_the_command_line() {
         let argument = "nvme-ns,file=/tmp/my disk.img,nsid=3";
         let parsed = DeviceSpec::parse(argument, Form::Device).unwrap();
-        let expected = Command::DeviceAdd(parsed);
+        let expected = Command::DeviceAdd(Form::Device, parsed);
         assert_eq!(command(&format!("device_add  {argument}")), expected);
         let (class, message) = refusal("device_add nvme,serail=1");
         assert_eq!(class, ErrorClass::Argument);
@@ -511,7 +517,7 @@ mod tests {
     fn qemus_objects_and_drives_are_commands() {
         let parsed = DeviceSpec::parse("nvme-ns,bus=s,memory=1M", Form::Device).unwrap();
         let object = command("object_add nvme-ns,subsys=s,memory=1M");
-        assert_eq!(object, Command::DeviceAdd(parsed));
+        assert_eq!(object, Command::DeviceAdd(Form::Object, parsed));
         let drive = "if=none,id=d,file=/tmp/my disk.img";
         let expected = Command::DriveAdd(DriveSpec::parse(drive).unwrap());
         for slot in ["", "0 ", "pci.0:0 ", "dummy "] {
@@ -630,6 +636,10 @@ mod tests {
                 "wait timeout=0: must be a number from 1 to 3600",
             ),
             ("wait ns_changed 1", "wait 1: an id is a letter"),
+            (
+                "wait guest_reset c timeout=3",
+                "wait c: guest_reset is about the machine",
+            ),
         ] {
             let (class, message) = refusal(line);
             assert_eq!(class, ErrorClass::Argument);

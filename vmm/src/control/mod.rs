@@ -66,6 +66,9 @@ pub trait CommandSink {
     /// # Errors
     /// The command cannot be done; the reply says why.
     fn execute(&mut self, command: Command) -> Result<Answer, CommandError>;
+
+    /// Nobody waits for the reply to this command any more. What it has begun goes on.
+    fn forget(&mut self, ticket: Ticket);
 }
 
 /// A transport that cannot be opened. Starts with the option that asked for it.
@@ -87,8 +90,7 @@ pub struct ControlServer {
     poller: Poller,
     pipe: Option<Pipe>,
     socket: Option<Socket>,
-    /// Commands that have begun. Those of clients that are gone stay until they are done: there are
-    /// no more than the machine begins.
+    /// Commands that have begun: no more than the machine begins.
     begun: BTreeMap<Ticket, Begun>,
 }
 
@@ -134,6 +136,20 @@ impl ControlServer {
                 }
                 client => self.handle_client(client, events, sink),
             }
+        }
+        self.forget_gone(sink);
+    }
+
+    /// Lets the machine forget what clients wait for that are gone: others may want to wait.
+    fn forget_gone(&mut self, sink: &mut dyn CommandSink) {
+        let socket = self.socket.as_ref();
+        let gone = |begun: &Begun| {
+            begun
+                .client
+                .is_some_and(|key| !socket.is_some_and(|socket| socket.has(key)))
+        };
+        for (ticket, _) in self.begun.extract_if(.., |_, begun| gone(begun)) {
+            sink.forget(ticket);
         }
     }
 

@@ -251,6 +251,10 @@ mod tests {
                 other => format!("{other:?}").into(),
             }))
         }
+
+        fn forget(&mut self, ticket: Ticket) {
+            panic!("{ticket:?}: nothing waits here");
+        }
     }
 
     fn answer_to(inbound: &Inbound) -> Option<String> {

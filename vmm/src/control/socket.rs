@@ -119,6 +119,11 @@ impl Socket {
         self.clients.len()
     }
 
+    /// Whether this client is still there.
+    pub fn has(&self, key: u64) -> bool {
+        self.clients.contains_key(&key)
+    }
+
     /// Lines that did not fit a client's queue.
     pub fn dropped(&self) -> u64 {
         let now = self.clients.values().map(|client| client.outbox.dropped());

@@ -90,6 +90,14 @@ impl Live {
         Ok(ticket)
     }
 
+    /// Ends a wait without an answer.
+    pub fn forget(&self, ticket: Ticket) {
+        let wait = self.waits.borrow_mut().forget(ticket);
+        if let Some(wait) = wait {
+            self.events.remove(wait.timer);
+        }
+    }
+
     /// What `wait` answers at once: `None` if it has to wait for `event` about `id`.
     ///
     /// # Errors

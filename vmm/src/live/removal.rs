@@ -31,7 +31,7 @@ impl Live {
             let why = format!("object_del {id}: a controller is a PCI device; use device_del");
             return Err(CommandError::new(ErrorClass::Argument, why));
         }
-        self.remove(id, false)
+        self.remove_by("object_del", id, false)
     }
 
     /// Removes a device, or begins to. The event `device_deleted` says when it is gone.
@@ -39,8 +39,12 @@ impl Live {
     /// # Errors
     /// No such device, or it is in use.
     pub fn remove(&self, id: &str, surprise: bool) -> Result<Value, CommandError> {
+        self.remove_by("device_del", id, surprise)
+    }
+
+    fn remove_by(&self, command: &str, id: &str, surprise: bool) -> Result<Value, CommandError> {
         let refused =
-            |class, why: String| CommandError::new(class, format!("device_del {id}: {why}"));
+            |class, why: String| CommandError::new(class, format!("{command} {id}: {why}"));
         let leaving = self.registry().leaving(id);
         match leaving {
             Some(Leaving::Ending) => {
@@ -110,7 +114,7 @@ impl Live {
         subsystem: &Arc<Subsystem>,
     ) -> io::Result<()> {
         let closed = EventFd::new(EFD_NONBLOCK)?;
-        namespace.notify_closed(closed.try_clone()?);
+        let teller = closed.try_clone()?;
         let deadline = timer(DRAIN_LIMIT)?;
         let weak = Arc::downgrade(namespace);
         let late = {
@@ -129,7 +133,10 @@ impl Live {
         self.once(&closed, move |live| {
             live.events.remove(late);
             live.gone(&gone);
-        })?;
+        })
+        .inspect_err(|_| self.events.remove(late))?;
+        // Nothing fails from here on: only the first call counts.
+        namespace.notify_closed(teller);
         {
             let mut registry = self.registry.borrow_mut();
             registry.set_leaving(id, Leaving::Ending);
@@ -169,12 +176,12 @@ impl Live {
         for slot in slots_in(&self.slots.ejected) {
             let pulled = self.releasing.get();
             self.releasing.set(pulled & !(1 << slot));
-            if pulled >> slot & 1 != 0 {
-                continue;
-            }
             let id = self.registry().in_slot(slot);
-            if let Some(id) = id {
-                self.unplug(&id, slot);
+            match id {
+                // Ejecting the last controller has hidden from the guest that there is another one.
+                Some(_) if pulled >> slot & 1 != 0 => self.tell_inserted(slot),
+                Some(id) => self.unplug(&id, slot),
+                None => {}
             }
         }
     }
@@ -239,6 +246,14 @@ impl Live {
         }
         self.remember(id);
         self.announce(Event::new("device_deleted").with("id", id));
+    }
+
+    /// Tells the guest of a controller in a slot. If the request to let go of the slot's last one is
+    /// withdrawn by that, the slot is in nobody's hand: an ejection will be about the new one.
+    pub(super) fn tell_inserted(&self, slot: u8) {
+        if self.hotplug.insert(slot) {
+            self.releasing.set(self.releasing.get() & !(1 << slot));
+        }
     }
 
     /// Slots that the guest has in hand. One whose request it never read is free: the next

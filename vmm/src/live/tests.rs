@@ -93,7 +93,7 @@ impl Machine {
 
     fn add(&self, argument: &str) -> Result<Value, CommandError> {
         let parsed = DeviceSpec::parse(argument, Form::Device).unwrap();
-        self.live.add(&parsed)
+        self.live.add(Form::Device.command(), &parsed)
     }
 
     /// Serves the main loop until something like this was announced, and takes it.
@@ -291,6 +291,59 @@ fn a_slot_that_was_pulled_is_free_when_the_guest_let_go() {
     assert!(machine.has("c"));
 }
 
+/// A guest that comes up late has not heard of the controller that was pulled before.
+#[test]
+fn a_slot_that_was_used_again_is_the_new_controllers() {
+    let mut machine = Machine::new();
+    machine.add("nvme,id=a,memory=1M,addr=5").unwrap();
+    machine.live.remove("a", true).unwrap();
+    machine.event("device_deleted", "a");
+    machine.add("nvme,id=b,memory=1M,addr=5").unwrap();
+    assert_eq!(machine.guest_reads(REMOVAL), [0; 0]);
+    assert_eq!(machine.guest_reads(INSERTED), [5]);
+    machine.live.remove("b", false).unwrap();
+    assert_eq!(machine.guest_reads(REMOVAL), [5]);
+    machine.guest_writes(EJECT, 1 << 5);
+    machine.event("device_deleted", "b");
+}
+
+/// The guest may read that it is to let go of a controller just as another one takes the slot.
+#[test]
+fn a_late_ejection_does_not_take_the_next_controller() {
+    let machine = Machine::new();
+    machine.add("nvme,id=b,memory=1M,addr=5").unwrap();
+    machine.live.releasing.set(1 << 5);
+    machine.guest_writes(EJECT, 1 << 5);
+    machine.live.slots_changed();
+    assert!(machine.has("b"));
+    assert_eq!(machine.guest_reads(INSERTED), [5]);
+    machine.guest_writes(EJECT, 1 << 5);
+    machine.live.slots_changed();
+    assert!(!machine.has("b"));
+}
+
+/// Nor is it taken when it is the only one that looks free.
+#[test]
+fn a_full_bus_waits_for_the_guest() {
+    let mut machine = Machine::new();
+    machine.add("nvme-subsys,id=s").unwrap();
+    let add = "nvme,subsys=s,max_ioqpairs=1";
+    for slot in 1..32 {
+        let added = machine.add(add).unwrap();
+        assert_eq!(added["addr"], bdf(slot));
+    }
+    refused(machine.add(add), ErrorClass::Argument, "PCI bus 0 is full");
+    machine.guest_reads(INSERTED);
+    machine.live.remove("nvme4", true).unwrap();
+    machine.event("device_deleted", "nvme4");
+    assert_eq!(machine.guest_reads(REMOVAL), [5]);
+    let why = "the guest is still letting go of 0000:00:05.0";
+    refused(machine.add(add), ErrorClass::Exists, why);
+    machine.guest_writes(EJECT, 1 << 5);
+    machine.live.slots_changed();
+    assert_eq!(machine.add(add).unwrap()["addr"], bdf(5));
+}
+
 #[test]
 fn a_guest_may_let_go_by_itself() {
     let mut machine = Machine::new();
@@ -322,6 +375,119 @@ fn a_private_namespace_follows_its_controllers_id() {
         machine.live.remove("c", true).unwrap();
         machine.event("device_deleted", "c");
         assert_eq!(attached(&machine), [0; 0]);
+    }
+}
+
+#[test]
+fn a_private_namespace_has_one_controller() {
+    let mut machine = Machine::new();
+    machine.add("nvme-subsys,id=s").unwrap();
+    machine
+        .add("nvme-ns,id=n,bus=s,memory=1M,shared=off,ctrl=c")
+        .unwrap();
+    machine.add("nvme,id=other,subsys=s").unwrap();
+    let attach = |machine: &Machine, to: &str| {
+        let reply = machine.live.set_attached("ns_attach", "n", to, true);
+        reply.map(|reply| reply["attached"].clone())
+    };
+    assert_eq!(attach(&machine, "other"), Ok(json!([0])));
+    // Its own comes while another one has it.
+    machine.add("nvme,id=c,subsys=s").unwrap();
+    refused(
+        attach(&machine, "c"),
+        ErrorClass::Argument,
+        "is attached to controller 'other'",
+    );
+    machine.live.remove("other", true).unwrap();
+    machine.event("device_deleted", "other");
+    assert_eq!(attach(&machine, "c"), Ok(json!([1])));
+}
+
+#[test]
+fn what_is_made_along_with_a_device_leaves_it_its_id() {
+    for (argument, expected) in [
+        ("nvme,id=ns0,memory=1M", &["ns1", "subsys0", "ns0"][..]),
+        ("nvme,id=subsys0,memory=1M", &["ns0", "subsys1", "subsys0"]),
+        ("nvme-ns,id=subsys0,memory=1M", &["subsys1", "subsys0"]),
+    ] {
+        let machine = Machine::new();
+        machine.add(argument).unwrap();
+        let registry = machine.live.registry();
+        let ids: Vec<&str> = registry.iter().map(|(id, _)| id).collect();
+        assert_eq!(ids, expected, "{argument}");
+    }
+}
+
+/// Slots that [`no_order_of_things_keeps_a_slot`] uses: 1 to this.
+const USED: u32 = 3;
+
+fn in_slot(slot: u32) -> (String, String) {
+    let add = format!("nvme,id=c{slot},subsys=s,addr={slot},max_ioqpairs=1");
+    (format!("c{slot}"), add)
+}
+
+/// Serves the main loop once, without waiting.
+fn turn(machine: &Machine) {
+    let ready = EventFd::new(EFD_NONBLOCK).unwrap();
+    ready.write(1).unwrap();
+    let busy = machine.live.on(&ready, |_| {}).unwrap();
+    machine.events.turn().unwrap();
+    machine.events.remove(busy);
+}
+
+/// Adds, removes and pulls controllers at random, with a guest that reads and ejects when it likes.
+fn any_order(machine: &Machine, mut random: impl FnMut(u32) -> u32) {
+    // Slots that the guest has read that it is to let go of.
+    let mut asked = 0;
+    for _ in 0..60 {
+        let (id, add) = in_slot(1 + random(USED));
+        // What is refused is refused.
+        match random(12) {
+            0 | 1 => drop(machine.add(&add)),
+            2 => drop(machine.live.remove(&id, false)),
+            3 => drop(machine.live.remove(&id, true)),
+            4 => {
+                let read = machine.guest_reads(REMOVAL).into_iter();
+                asked = read.fold(asked, |mask, slot| mask | 1 << slot);
+            }
+            5 => machine.guest_writes(EJECT, std::mem::take(&mut asked)),
+            _ => turn(machine),
+        }
+    }
+    machine.guest_writes(EJECT, asked);
+}
+
+/// Whatever is done in whatever order, a guest that does what it is asked for leaves every id and slot
+/// free.
+#[test]
+fn no_order_of_things_keeps_a_slot() {
+    let mut state = 1u64;
+    let mut random = move |below: u32| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        u32::try_from(state >> 33).unwrap() % below
+    };
+    for round in 0..100 {
+        let mut machine = Machine::new();
+        machine.add("nvme-subsys,id=s").unwrap();
+        any_order(&machine, &mut random);
+        let deadline = std::time::Instant::now() + LIMIT;
+        for (id, add) in (1..=USED).map(in_slot) {
+            // It is gone, goes, or is to go.
+            let _ = machine.live.remove(&id, false);
+            while machine.add(&add).is_err() {
+                for slot in machine.guest_reads(REMOVAL) {
+                    machine.guest_writes(EJECT, 1 << slot);
+                }
+                turn(&machine);
+                assert!(std::time::Instant::now() < deadline, "round {round}: {id}");
+            }
+            machine.live.take_announcements();
+            machine.live.remove(&id, false).unwrap();
+            for slot in machine.guest_reads(REMOVAL) {
+                machine.guest_writes(EJECT, 1 << slot);
+            }
+            machine.event("device_deleted", &id);
+        }
     }
 }
 

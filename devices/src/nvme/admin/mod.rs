@@ -238,7 +238,7 @@ impl Admin {
             Ok(group) if done => {
                 // What was written to doorbells of no queue before is no news to this driver.
                 self.events = AsyncEvents::default();
-                controller.core().set_in_use(true);
+                controller.core().begin_use();
                 let _ = controller.core().take_doorbell_errors();
                 self.state = State::Enabled(Box::new(group));
             }
@@ -284,7 +284,6 @@ impl Admin {
         self.io.clear();
         self.state = State::Disabled;
         controller.core().end_halt();
-        controller.core().set_in_use(false);
         controller.registers().reset_done();
     }
 

@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::fakes::wait_until;
 use super::harness::*;
-use super::held::{InFlight, remove, stubborn_namespace, wait, works_again};
+use super::held::{InFlight, look_twice, remove, stubborn_namespace, wait, works_again};
 use crate::nvme::ControllerState;
 use crate::nvme::spec::{BROADCAST, NvmOpcode, Status};
 use crate::storage::testing::{Mode, TestControl};
@@ -85,7 +85,7 @@ fn a_reset_and_a_deletion_at_once_cancel_what_can_be_cancelled() {
     for _ in 0..30 {
         let mark = machine.mark();
         let control = machine.test_namespace();
-        guest.identify(2, 0, 0, 0).unwrap();
+        look_twice(&guest);
         let held = InFlight::start(&guest, &control, 1, 10);
         let start = Barrier::new(2);
         let closed = std::thread::scope(|scope| {
@@ -218,6 +218,28 @@ fn a_controller_can_be_pulled_at_any_moment_of_being_enabled_and_reset() {
 }
 
 #[test]
+fn a_pulled_controller_is_quiet_when_it_says_so() {
+    let machine = Machine::new();
+    for _ in 0..200 {
+        let guest = machine.controller("c");
+        let pulled = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !pulled.load(Ordering::Acquire) {
+                    guest.controller.service();
+                }
+            });
+            let quiet = event();
+            guest.controller.stop(quiet.try_clone().unwrap());
+            wait(&quiet);
+            let is_quiet = guest.controller.is_quiet();
+            pulled.store(true, Ordering::Release);
+            assert!(is_quiet);
+        });
+    }
+}
+
+#[test]
 fn attachments_that_change_during_a_reset_are_what_the_guest_finds() {
     let machine = Machine::new();
     let (backend, control) = stubborn_namespace(&machine);
@@ -252,7 +274,7 @@ fn attachments_that_change_during_a_reset_are_what_the_guest_finds() {
     };
     assert_eq!(status(stays), Status::SUCCESS);
     assert_eq!(status(comes), Status::SUCCESS);
-    assert_eq!(status(goes), Status::INVALID_FIELD);
+    assert_eq!(status(goes), Status::INTERNAL_PATH_ERROR, "of before");
     assert!(!held.pair.1.has_one());
     // What comes later is told.
     machine.subsystem.attach(goes, "c").unwrap();

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use super::{DirectAlign, Image};
 use crate::storage::config::READING;
@@ -15,6 +16,8 @@ pub(super) struct Opened {
     pub image: Image,
     pub size: u64,
     pub medium: Medium,
+    /// Its data is in memory: transfers wait for nothing.
+    pub in_memory: bool,
 }
 
 /// Opens, locks and checks the image at `path`.
@@ -45,18 +48,33 @@ pub(super) fn open(
         file,
         path: path.into(),
         direct: None,
+        known: AtomicU64::default(),
     };
     let size = image.size().map_err(failed)?;
+    image.known = AtomicU64::new(size);
     check_size(path, size, block_size)?;
     if cache.is_direct() {
         image.direct = Some(direct_align(&image.file, path, cache, block_size)?);
     }
     let medium = medium(&metadata);
+    let in_memory = in_memory(&image.file);
     Ok(Opened {
         image,
         size,
         medium,
+        in_memory,
     })
+}
+
+/// Whether the file is on tmpfs or ramfs.
+fn in_memory(file: &File) -> bool {
+    // Not in libc (linux/magic.h).
+    const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
+    // SAFETY: a plain structure of numbers.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: an open file and a structure to fill.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) };
+    result == 0 && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&found.f_type)
 }
 
 fn medium(metadata: &Metadata) -> Medium {

@@ -212,8 +212,8 @@ fn cache_modes_decide_what_is_stable() {
             cache,
             read_only: false,
             block_size: 512,
-            size: AtomicU64::new(0),
             punches_holes: true,
+            in_memory: false,
             medium: Medium::Device { number: 0 },
         };
         assert_eq!(backend.plan(Op::Read), Some((Step::Read, false)));

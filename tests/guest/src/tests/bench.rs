@@ -1,15 +1,16 @@
 //! A polled load for speed comparisons.
 //!
 //! Words of the command line: `rw=randread|randwrite|read|write` (randread), `bs=` bytes (4K),
-//! `qd=` commands out (1), `count=` commands (100,000) or `seconds=`, `shadow=on|off` (on),
-//! `warmup=` commands before the clock starts (1,000).
+//! `qd=` commands out (1), or several numbers with commas, one load after the other, `count=` commands
+//! (100,000) or `seconds=` or `ms=`, `shadow=on|off` (on), `warmup=` commands before the clock starts
+//! (1,000), `hold` to wait for a byte on the console before each START and behind each END.
 
 use super::Machine;
 use crate::check::{Outcome, ensure, fail};
 use crate::memory::{self, Dma};
 use crate::nvme::{Buffer, Command, Controller, Namespace, Pair, io};
 use crate::random::Random;
-use crate::serial::println;
+use crate::serial::{self, println};
 use crate::time::{self, Deadline};
 
 const MAX_DEPTH: usize = 256;
@@ -34,9 +35,6 @@ pub fn run(machine: &Machine) -> Outcome {
     let line = machine.line;
     let mut controller = machine.controller()?;
     let namespace = controller.namespace()?;
-    let size = line.number("bs").unwrap_or(4096);
-    let depth = line.number("qd").unwrap_or(1) as usize;
-    let mode = line.get("rw").unwrap_or("randread");
     let shadow = line.get("shadow") != Some("off");
     controller.request_queues(1)?;
     let entries = controller.max_entries().min(1024);
@@ -47,18 +45,43 @@ pub fn run(machine: &Machine) -> Outcome {
         controller.use_shadow_doorbells(&mut pairs)?;
     }
     let [mut pair] = pairs;
+    for depth in line.get("qd").unwrap_or("1").split(',') {
+        let Ok(depth) = depth.parse() else {
+            fail!("qd={depth} is no number");
+        };
+        let mark = memory::mark();
+        measure(machine, &controller, &mut pair, namespace, depth)?;
+        memory::release(mark);
+    }
+    Ok(())
+}
+
+/// One load, between its lines START and END.
+fn measure(
+    machine: &Machine,
+    controller: &Controller,
+    pair: &mut Pair,
+    namespace: Namespace,
+    depth: usize,
+) -> Outcome {
+    let line = machine.line;
+    let size = line.number("bs").unwrap_or(4096);
+    let mode = line.get("rw").unwrap_or("randread");
+    let shadow = pair.sq.doorbell.shadow.is_some();
     let mut load = Load::new(mode, size, depth, namespace)?;
     let warmup = line.number("warmup").unwrap_or(1_000);
-    load.run(&controller, &mut pair, warmup, None)?;
+    load.run(controller, pair, warmup, None)?;
 
+    hold(machine);
     println!("START bench rw={mode} bs={size} qd={depth} shadow={shadow}");
     let limit = line
-        .number("seconds")
-        .map(|it| Deadline::after_ms(it * 1000));
+        .number("ms")
+        .or(line.number("seconds").map(|it| it * 1000))
+        .map(Deadline::after_ms);
     let all = if limit.is_some() { u64::MAX } else { 100_000 };
     let count = line.number("count").unwrap_or(all);
     let (start, bells) = (time::now(), pair.doorbell_writes());
-    let done = load.run(&controller, &mut pair, count, limit)?;
+    let done = load.run(controller, pair, count, limit)?;
     let elapsed = time::to_ns(time::now() - start).max(1);
     println!(
         "END bench commands={done} us={} iops={} doorbells={}",
@@ -66,7 +89,16 @@ pub fn run(machine: &Machine) -> Outcome {
         u128::from(done) * 1_000_000_000 / u128::from(elapsed),
         pair.doorbell_writes() - bells
     );
+    hold(machine);
     Ok(())
+}
+
+/// With `hold` on the command line, waits for a byte on the console: the host reads counters then.
+fn hold(machine: &Machine) {
+    if machine.line.has("hold") {
+        println!("HOLD");
+        serial::read();
+    }
 }
 
 impl Load {

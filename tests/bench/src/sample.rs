@@ -1,0 +1,89 @@
+//! Measured figures: one sample, and many of the same thing.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sample {
+    /// Commands a second.
+    pub iops: f64,
+    /// Counters, each per command.
+    pub per_io: BTreeMap<&'static str, f64>,
+}
+
+/// The same measurement of all rounds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Series {
+    /// In the order of the rounds.
+    pub samples: Vec<Sample>,
+}
+
+impl Series {
+    /// Commands a second: the median of all rounds.
+    pub fn iops(&self) -> f64 {
+        median(self.samples.iter().map(|sample| sample.iops))
+    }
+
+    /// Slowest and fastest round, as parts of the median.
+    pub fn spread(&self) -> (f64, f64) {
+        let iops = self.samples.iter().map(|sample| sample.iops);
+        let low = iops.clone().fold(f64::INFINITY, f64::min);
+        let high = iops.fold(0.0, f64::max);
+        (low / self.iops(), high / self.iops())
+    }
+
+    /// Median of a counter per command, if it was read.
+    pub fn per_io(&self, counter: &str) -> Option<f64> {
+        let values: Vec<f64> = self
+            .samples
+            .iter()
+            .filter_map(|sample| sample.per_io.get(counter).copied())
+            .collect();
+        (!values.is_empty()).then(|| median(values.into_iter()))
+    }
+
+    /// Mean latency in microseconds at this depth, by Little's law.
+    pub fn latency(&self, depth: u32) -> f64 {
+        f64::from(depth) * 1e6 / self.iops()
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        count if count % 2 == 1 => values[count / 2],
+        count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(iops: &[f64]) -> Series {
+        let sample = |iops: &f64| Sample {
+            iops: *iops,
+            per_io: BTreeMap::from([("exits", iops / 100.0)]),
+        };
+        Series {
+            samples: iops.iter().map(sample).collect(),
+        }
+    }
+
+    #[test]
+    #[allow(clippy::float_cmp)] // Small whole numbers.
+    fn medians_ignore_one_bad_round() {
+        let three = series(&[100.0, 900.0, 200.0]);
+        assert_eq!(three.iops(), 200.0);
+        assert_eq!(three.spread(), (0.5, 4.5));
+        assert_eq!(three.per_io("exits"), Some(2.0));
+        assert_eq!(three.per_io("entries"), None);
+        assert_eq!(three.latency(2), 10_000.0);
+        assert_eq!(series(&[100.0, 300.0]).iops(), 200.0);
+        assert!(series(&[]).iops().is_nan());
+    }
+}
