@@ -114,3 +114,82 @@ impl Attached {
             .is_some_and(|departed| departed.looks != Looks::More)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nvme::tests::held::table_of;
+
+    const NSID: u32 = 1;
+
+    /// What can happen: one of two namespaces comes, or goes, or the guest looks.
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Set(usize),
+        Look,
+    }
+
+    /// The guest's side: which namespace it had last, and whether it found that it went.
+    #[derive(Debug, Clone, Copy, Default)]
+    struct Guest {
+        had: Option<Identity>,
+        saw_it_go: bool,
+    }
+
+    fn seen(attached: &Attached) -> Option<Identity> {
+        attached.visible().get(NSID).map(|found| found.identity())
+    }
+
+    fn run(steps: &[Step], tables: &[Arc<AttachmentTable>]) {
+        let mut attached = Attached::default();
+        attached.set_in_use(true);
+        let (mut guest, mut told) = (Guest::default(), false);
+        for &step in steps {
+            match step {
+                Step::Set(table) => {
+                    attached.set(Arc::clone(&tables[table]), &[NSID]);
+                    told = true;
+                }
+                Step::Look => {
+                    told = !attached.guest_looks(0).is_empty();
+                    match seen(&attached) {
+                        Some(had) => {
+                            let same = guest.had.is_none_or(|last| last == had);
+                            assert!(same || guest.saw_it_go, "{steps:?}");
+                            guest = Guest {
+                                had: Some(had),
+                                saw_it_go: false,
+                            };
+                        }
+                        None => guest.saw_it_go = true,
+                    }
+                }
+            }
+            // Commands reach what is visible: never another one than the guest had.
+            let reached = seen(&attached);
+            let known = guest.had.is_none() || reached.is_none() || reached == guest.had;
+            assert!(known, "{steps:?}: {reached:?} {guest:?}");
+        }
+        // It is told to look as long as it does not see what there is, and two looks are enough.
+        for _ in 0..2 {
+            let there = attached.table.get(NSID).map(|found| found.identity());
+            assert!(told || seen(&attached) == there, "{steps:?}: not told");
+            told = !attached.guest_looks(0).is_empty();
+        }
+        let there = attached.table.get(NSID).map(|found| found.identity());
+        assert_eq!(seen(&attached), there, "{steps:?}");
+    }
+
+    #[test]
+    fn no_sequence_of_changes_and_looks_shows_a_namespace_for_another_one() {
+        let tables = [None, Some(1), Some(2)].map(table_of);
+        let choices = [Step::Set(0), Step::Set(1), Step::Set(2), Step::Look];
+        const STEPS: u32 = 8;
+        for number in 0..4usize.pow(STEPS) {
+            let steps: Vec<Step> = (0..STEPS)
+                .map(|digit| choices[number / 4usize.pow(digit) % 4])
+                .collect();
+            run(&steps, &tables);
+        }
+    }
+}

@@ -534,6 +534,24 @@ fn a_guest_that_knows_of_a_namespace_when_it_rings_is_served_with_it() {
 }
 
 #[test]
+fn the_last_of_two_changes_is_the_one_that_counts() {
+    explore(2, || {
+        let mut machine = Machine::new(1);
+        machine.add(0);
+        machine.start();
+        let closed = machine.remove();
+        machine.add(1);
+        machine.thread().ring();
+        let Began::Found(key) = machine.thread().wait_began(0) else {
+            panic!("the guest has found it");
+        };
+        assert_eq!(machine.told.in_flight[1].load(Ordering::Relaxed), 1);
+        machine.thread().complete(key);
+        machine.end(&closed);
+    });
+}
+
+#[test]
 fn a_command_that_is_rung_for_after_a_removal_never_reaches_the_namespace() {
     explore(3, || {
         let mut machine = Machine::new(1);

@@ -9,7 +9,7 @@ use super::harness::*;
 use crate::nvme::spec::{NvmOpcode, Status};
 use crate::storage::testing::{Mode, TestBackend, TestControl};
 use crate::storage::{Backend, Cancel, Engine, Request, Submitted, Token};
-use crate::subsystem::{Namespace, NamespaceConfig};
+use crate::subsystem::{AttachmentTable, ControllerLink, Namespace, NamespaceConfig};
 
 /// A backend whose requests cannot be cancelled.
 pub struct Stubborn {
@@ -143,4 +143,34 @@ pub fn remove(machine: &Machine, nsid: u32) -> (EventFd, Arc<Namespace>) {
     let closed = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     namespace.notify_closed(closed.try_clone().unwrap());
     (closed, namespace)
+}
+
+/// A table with NSID 1 of this UUID, or with nothing.
+pub fn table_of(uuid: Option<u128>) -> Arc<AttachmentTable> {
+    struct Observer(Mutex<Arc<AttachmentTable>>);
+    impl ControllerLink for Observer {
+        fn attachments_changed(&self, table: Arc<AttachmentTable>, _changed: &[u32]) {
+            *self.0.lock().unwrap() = table;
+        }
+
+        fn in_flight(&self, _namespace: &Namespace) -> u64 {
+            0
+        }
+    }
+    let subsystem = subsystem("subsys0", true);
+    if let Some(uuid) = uuid {
+        let config = NamespaceConfig {
+            shared: true,
+            uuid: Some(uuid::Uuid::from_u128(uuid)),
+            ..NamespaceConfig::default()
+        };
+        let (backend, _control) = TestBackend::new(4096, 512);
+        subsystem.add_namespace(config, backend).unwrap();
+    }
+    let observer = Arc::new(Observer(Mutex::default()));
+    let link = subsystem.link("c", None).unwrap();
+    let as_link: Arc<dyn ControllerLink> = Arc::clone(&observer) as _;
+    link.observe(&as_link);
+    let table = Arc::clone(&observer.0.lock().unwrap());
+    table
 }

@@ -9,7 +9,7 @@ mod features;
 mod full;
 mod fuzz;
 mod harness;
-mod held;
+pub mod held;
 mod identify;
 mod identity;
 mod info;
