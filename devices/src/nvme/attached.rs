@@ -122,11 +122,12 @@ mod tests {
 
     const NSID: u32 = 1;
 
-    /// What can happen: one of two namespaces comes, or goes, or the guest looks.
+    /// What can happen: one of two namespaces comes, or goes, the guest looks, or resets.
     #[derive(Debug, Clone, Copy)]
     enum Step {
         Set(usize),
         Look,
+        Reset,
     }
 
     /// The guest's side: which namespace it had last, and whether it found that it went.
@@ -142,12 +143,18 @@ mod tests {
 
     fn run(steps: &[Step], tables: &[Arc<AttachmentTable>]) {
         let mut attached = Attached::default();
-        attached.set_in_use(true);
+        attached.begin_use();
         let (mut guest, mut told) = (Guest::default(), false);
         for &step in steps {
             match step {
                 Step::Set(table) => {
                     attached.set(Arc::clone(&tables[table]), &[NSID]);
+                    told = true;
+                }
+                Step::Reset => {
+                    attached.begin_use();
+                    // It keeps what it has, and looks. What it found before may not have reached it.
+                    guest.saw_it_go = false;
                     told = true;
                 }
                 Step::Look => {
@@ -183,11 +190,12 @@ mod tests {
     #[test]
     fn no_sequence_of_changes_and_looks_shows_a_namespace_for_another_one() {
         let tables = [None, Some(1), Some(2)].map(table_of);
-        let choices = [Step::Set(0), Step::Set(1), Step::Set(2), Step::Look];
-        const STEPS: u32 = 8;
-        for number in 0..4usize.pow(STEPS) {
+        let sets = [0, 1, 2].map(Step::Set);
+        let choices = [sets.as_slice(), &[Step::Look, Step::Reset]].concat();
+        const STEPS: u32 = 7;
+        for number in 0..choices.len().pow(STEPS) {
             let steps: Vec<Step> = (0..STEPS)
-                .map(|digit| choices[number / 4usize.pow(digit) % 4])
+                .map(|digit| choices[number / choices.len().pow(digit) % choices.len()])
                 .collect();
             run(&steps, &tables);
         }

@@ -171,6 +171,5 @@ pub fn table_of(uuid: Option<u128>) -> Arc<AttachmentTable> {
     let link = subsystem.link("c", None).unwrap();
     let as_link: Arc<dyn ControllerLink> = Arc::clone(&observer) as _;
     link.observe(&as_link);
-    let table = Arc::clone(&observer.0.lock().unwrap());
-    table
+    Arc::clone(&observer.0.lock().unwrap())
 }
