@@ -31,6 +31,12 @@ const CPU: &str = "EPYC,+svm,+npt,-cx16,\
                    -rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,\
                    -osvw,-topoext,-nrip-save";
 
+/// A timer that goes on by itself. QEMU's TCG clears a bit of the CPU's pending
+/// interrupts at each exit from a guest, by a read and a write without a lock:
+/// an interrupt that another thread raises in between is lost until the next
+/// one. Had the kernel to set its timer anew each time, none might ever come.
+const TICK: &str = "highres=off nohz=off";
+
 /// Longest time until its first words.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
@@ -238,7 +244,7 @@ fn tsc_khz() -> u128 {
 fn arguments(kernel: &Path, initramfs: &Path, kit: &Path, scratch: &Path) -> Vec<String> {
     let append = format!(
         "console=ttyS0 panic=-1 mitigations=off nokaslr quiet loglevel=1 \
-         tsc_early_khz={} tsc=reliable no_timer_check",
+         tsc_early_khz={} tsc=reliable no_timer_check {TICK}",
         tsc_khz()
     );
     let drive = format!(
