@@ -76,6 +76,19 @@ live_controllers() {
     [ $found -eq "$1" ]
 }
 
+# paths N: waits until N controllers are live, with as many paths to namespaces.
+paths() {
+    await "$1 paths" live_paths "$1"
+}
+
+live_paths() {
+    path_count "$1" && live_controllers "$1"
+}
+
+path_count() {
+    [ "$(ls /sys/block | grep -c '^nvme[0-9]*c[0-9]*n[0-9]*$')" -eq "$1" ]
+}
+
 # phase NAME: tells the host on the console, and waits for its go.
 phase() {
     printf '\nPHASE %s\n' "$1" >/dev/console
@@ -92,6 +105,44 @@ verify() {
     fi
 }
 
+# passes DISK [OPTION...]: starts fio, which checks what it writes pass by pass
+# until passes_end.
+passes() {
+    fio_disk=$1
+    shift
+    rm -f /tmp/stop
+    FIO_DEVICE=/dev/$fio_disk fio --trigger-file=/tmp/stop --trigger=true "$@" \
+        /fio/passes.fio >/tmp/fio.log 2>&1 &
+    fio_job=$!
+    io_flows "I/O under way" 100
+}
+
+# io_flows WHAT N: waits for N more I/Os of the disk that fio works on.
+io_flows() {
+    await "$1" io_beyond $(($(io_count) + $2)) || head -n 8 /tmp/fio.log
+}
+
+io_count() {
+    read -r reads _ _ _ writes _ <"/sys/block/$fio_disk/stat"
+    echo $((reads + writes))
+}
+
+io_beyond() {
+    kill -0 $fio_job && [ "$(io_count)" -ge "$1" ]
+}
+
+# passes_end: fio ends, having seen no error; then all is read back once more.
+passes_end() {
+    await "fio wrote and checked all at least once" io_beyond 2048
+    >/tmp/stop
+    wait $fio_job
+    equal "fio's exit status is 0" 0 $?
+    check "fio saw no error" grep -q 'err= 0:' /tmp/fio.log
+    equal "fio complained of nothing" "" "$(grep -iE 'verify:|error|err=( *[1-9])' /tmp/fio.log)"
+    echo "fio: $(grep -E 'issued rwts' /tmp/fio.log | tr -s ' ')"
+    verify reread /dev/$fio_disk
+}
+
 # complaints: prints what no healthy guest's kernel log holds; true if any.
 # A task that provokes a line puts a pattern for it into /tmp/allowed.
 complaints() {
@@ -102,6 +153,11 @@ complaints() {
         -e 'ACPI.*(Error|BIOS bug)' \
         -e 'BUG:|WARNING:|Oops|Call Trace|I/O error|EXT4-fs error|nobody cared' |
         grep -v -E -f /tmp/allowed -e '^$' -e 'Documentation/admin-guide/hw-vuln|/admin-guide/hw-vuln/'
+}
+
+# go_on: ends the task if anything failed, for what follows would only wait in vain.
+go_on() {
+    [ $failures -eq 0 ] || done_checking
 }
 
 # done_checking: the task's exit status.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use harness::{Exit, Process, Stdin, Stream, TempDir};
 
+use crate::control::Control;
 use crate::kit::{Form, Kit, Version};
 
 /// Longest time from start to the guest's first task, in the outer machine.
@@ -251,6 +252,14 @@ impl Running {
     /// When berth no longer takes input.
     pub fn go(&mut self) -> Result<()> {
         Ok(self.process.send(b"\n")?)
+    }
+
+    /// Connects to its control socket.
+    ///
+    /// # Errors
+    /// When berth does not listen there.
+    pub fn connect(&self) -> Result<Control> {
+        Control::connect(&self.dir.path().join("control"))
     }
 
     /// Sends one control command and returns the reply; null if it says nothing.

@@ -96,7 +96,7 @@ impl Kit {
     }
 
     /// A file of the kit by name: `small.cpio` (busybox, nvme-cli),
-    /// `full.cpio` (fio too), `root.img`, `busybox`.
+    /// `full.cpio` (fio and e2fsprogs too), `root.img`, `busybox`.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -4,7 +4,10 @@
 //! emulated outer machine with itself inside, where it finds hardware KVM and
 //! does the very same.
 
+mod control;
 mod guest;
+mod hotplug;
+mod iolog;
 mod kit;
 mod measure;
 mod outer;

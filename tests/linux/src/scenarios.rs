@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::guest::{Guest, Running};
+use crate::guest::Guest;
+use crate::hotplug;
 use crate::kit::{Form, Kit, Version};
 use crate::measure;
 
@@ -20,7 +21,7 @@ pub struct Scenario {
 }
 
 /// A guest's work after booting, in the outer machine.
-const SHORT: Duration = Duration::from_secs(60);
+pub const SHORT: Duration = Duration::from_secs(60);
 
 /// The same with fio.
 const LONG: Duration = Duration::from_secs(240);
@@ -145,11 +146,23 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "namespaces_come_and_go",
-        run: namespaces_come_and_go,
+        run: hotplug::namespaces_come_and_go,
     },
     Scenario {
         name: "controller_comes_back",
-        run: controller_comes_back,
+        run: hotplug::controller_comes_back,
+    },
+    Scenario {
+        name: "multipath_survives_unplugs",
+        run: hotplug::multipath_survives_unplugs,
+    },
+    Scenario {
+        name: "paths_are_detached",
+        run: hotplug::paths_are_detached,
+    },
+    Scenario {
+        name: "namespaces_change",
+        run: hotplug::namespaces_change,
     },
     Scenario {
         name: "idle_guest",
@@ -399,68 +412,6 @@ fn reset_under_io(kit: &Kit, how: &str) -> Result<()> {
         .append(format!("berth.how={how}"))
         .new_disk(64)?
         .succeed(LONG)?;
-    Ok(())
-}
-
-fn namespaces_come_and_go(kit: &Kit) -> Result<()> {
-    let mut guest = Guest::new(kit, "namespaces_come_and_go")?
-        .new_disk(64)?
-        .start()?;
-    for round in 1..=3 {
-        guest.phase(&format!("add{round}"), SHORT)?;
-        guest.go()?;
-        guest.control("device_add nvme-ns,id=second,nsid=2,memory=16M")?;
-        guest.phase(&format!("delete{round}"), SHORT)?;
-        guest.go()?;
-        guest.control("device_del second")?;
-        until("the namespace is gone", || {
-            let tree = guest.control("info qtree json")?.to_string();
-            Ok(!tree.contains("second"))
-        })?;
-    }
-    guest.succeed(SHORT)?;
-    Ok(())
-}
-
-fn controller_comes_back(kit: &Kit) -> Result<()> {
-    let guest = Guest::new(kit, "controller_comes_back")?;
-    let image = guest.image("disk.img", 64 << 20)?;
-    let mut guest = guest
-        .device("nvme-subsys,id=sub")
-        .device("nvme,id=one,subsys=sub")
-        .device(format!("nvme-ns,id=ns,bus=sub,file={}", image.display()))
-        .start()?;
-    for round in 1..=3 {
-        guest.phase(&format!("remove{round}"), SHORT)?;
-        unplug(&guest, "one", round % 2 == 0)?;
-        let tree = guest.control("info qtree json")?.to_string();
-        ensure!(tree.contains("disk.img"), "the namespace went, too: {tree}");
-        guest.go()?;
-        guest.phase(&format!("add{round}"), SHORT)?;
-        guest.control("device_add nvme,id=one,subsys=sub")?;
-        guest.go()?;
-    }
-    guest.succeed(SHORT)?;
-    Ok(())
-}
-
-/// Removes a controller and waits until it is gone.
-fn unplug(guest: &Running, id: &str, surprise: bool) -> Result<()> {
-    let how = if surprise { " surprise" } else { "" };
-    guest.control(&format!("device_del {id}{how}"))?;
-    until(&format!("controller {id} is gone"), || {
-        let controllers = guest.control("info nvme")?.to_string();
-        Ok(!controllers.contains(&format!("\"id\":\"{id}\"")))
-    })
-}
-
-/// Asks until it is so, for a minute.
-fn until(what: &str, so: impl Fn() -> Result<bool>) -> Result<()> {
-    let start = std::time::Instant::now();
-    while !so()? {
-        ensure!(start.elapsed() < SHORT, "not within {SHORT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
     Ok(())
 }
 

@@ -46,6 +46,8 @@ struct Inputs {
     busybox: PathBuf,
     fio: PathBuf,
     nvme: PathBuf,
+    mke2fs: PathBuf,
+    e2fsck: PathBuf,
     /// `resources/fio`
     jobs: PathBuf,
     /// `resources/guest`
@@ -68,6 +70,8 @@ impl Inputs {
             busybox: packages::program("busybox")?,
             fio: packages::program("fio")?,
             nvme: packages::program("nvme")?,
+            mke2fs: packages::program("mke2fs")?,
+            e2fsck: packages::program("e2fsck")?,
             jobs: context.root.join("resources/fio"),
             scripts: context.root.join("resources/guest"),
             kernels,
@@ -76,7 +80,14 @@ impl Inputs {
 
     /// A text that changes when an input does.
     fn key(&self) -> Result<String> {
-        let mut files = vec![self.busybox.clone(), self.fio.clone(), self.nvme.clone()];
+        let programs = [
+            &self.busybox,
+            &self.fio,
+            &self.nvme,
+            &self.mke2fs,
+            &self.e2fsck,
+        ];
+        let mut files: Vec<PathBuf> = programs.into_iter().cloned().collect();
         list_files(&self.scripts, &mut files)?;
         list_files(&self.jobs, &mut files)?;
         files.sort();
@@ -107,6 +118,11 @@ impl Inputs {
 
         let mut full = small.clone();
         full.program("usr/bin/fio", &self.fio).context("fio")?;
+        // busybox has no file system with a journal.
+        full.program("usr/sbin/mkfs.ext4", &self.mke2fs)
+            .context("mke2fs")?;
+        full.program("usr/sbin/e2fsck", &self.e2fsck)
+            .context("e2fsck")?;
         full.write_cpio(&kit.join("full.cpio"))?;
 
         make_root_image(&small, &kit.join("root.img"))?;

@@ -22,7 +22,8 @@ const HELP: &str = "\
 cargo xtask TASK
 
   demo            boot a Debian guest with an NVMe disk, run fio with
-                  verification and nvme-cli in it, power off
+                  verification and nvme-cli in it, pull a controller beneath
+                  fio and plug it in again, power off
   shell [KERNEL]  a shell in such a guest; `Ctrl-a x` leaves
   test [PART]...  everything CI runs; PARTs: fmt clippy unit bare linux
                   (linux=NAME runs the Linux scenarios whose name contains NAME)
