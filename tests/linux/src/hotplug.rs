@@ -204,7 +204,7 @@ pub fn namespaces_come_and_go(kit: &Kit) -> Result<()> {
     guest.go()?;
     guest.phase("logged", SHORT)?;
     let completions = Completions::parse(&fs::read(&log)?)?;
-    println!("{CYCLES} cycles in {took:.1?}; fio: {completions:.1?}");
+    println!("{CYCLES} cycles in {took:.1?}; fio: {completions:?}");
     guest.go()?;
     guest.succeed(SHORT)?;
     ensure!(

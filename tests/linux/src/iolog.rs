@@ -14,6 +14,8 @@ pub struct Completions {
     pub span: Duration,
     /// Longest time without one, the time before the first included.
     pub longest_gap: Duration,
+    /// When that ended.
+    pub gap_end: Duration,
 }
 
 impl Completions {
@@ -24,7 +26,7 @@ impl Completions {
     pub fn parse(log: &[u8]) -> Result<Self> {
         let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
         let text = std::str::from_utf8(&log[..end]).context("fio's log is no text")?;
-        let (mut count, mut last, mut longest) = (0, 0, 0);
+        let (mut count, mut last, mut longest, mut gap_end) = (0, 0, 0, 0);
         for line in text.lines() {
             let fields: Vec<&str> = line.split(", ").collect();
             ensure!(fields.len() >= 5, "this is no line of fio's log: {line:?}");
@@ -32,7 +34,10 @@ impl Completions {
                 .parse()
                 .with_context(|| format!("no time: {line:?}"))?;
             // Completions that are reaped together may be logged in any order.
-            longest = longest.max(time.saturating_sub(last));
+            let gap = time.saturating_sub(last);
+            if gap > longest {
+                (longest, gap_end) = (gap, time);
+            }
             last = last.max(time);
             count += 1;
         }
@@ -41,6 +46,7 @@ impl Completions {
             count,
             span: Duration::from_millis(last),
             longest_gap: Duration::from_millis(longest),
+            gap_end: Duration::from_millis(gap_end),
         })
     }
 }
@@ -79,6 +85,7 @@ mod tests {
             count: 2,
             span: Duration::from_millis(30),
             longest_gap: Duration::from_millis(20),
+            gap_end: Duration::from_millis(30),
         };
         assert_eq!(completions, expected);
     }
