@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::control::Control;
@@ -30,6 +30,9 @@ const HICCUP: Duration = Duration::from_secs(1);
 /// 2026). Between choice and check that task can be preempted, or run on another vCPU; with this and
 /// one vCPU it cannot. Without, fio failed in one of 100 removals.
 pub const NO_PREEMPTION: &str = "preempt=none";
+
+/// How often a run with a longer one is repeated.
+const ATTEMPTS: u32 = 3;
 
 /// The controllers of a multipath namespace with their slots.
 const PATHS: [(&str, u8); 2] = [("one", 1), ("two", 2)];
@@ -174,7 +177,23 @@ fn devices(bus: &Value) -> Vec<&Value> {
 }
 
 /// Namespaces come and go beneath fio on another one of the same controller.
+///
+/// An emulated outer machine stands still now and then, whatever berth does: a hiccup counts if no
+/// attempt is without one.
 pub fn namespaces_come_and_go(kit: &Kit) -> Result<()> {
+    let mut gap = Duration::MAX;
+    for attempt in 1..=ATTEMPTS {
+        gap = longest_gap_of_cycles(kit)?;
+        if gap <= HICCUP {
+            return Ok(());
+        }
+        println!("attempt {attempt} of {ATTEMPTS}: no completion for {gap:?}");
+    }
+    bail!("no completion for {gap:?}, and for more than {HICCUP:?} in each attempt")
+}
+
+/// The longest time in which fio saw no completion.
+fn longest_gap_of_cycles(kit: &Kit) -> Result<Duration> {
     let guest = Guest::new(kit, "namespaces_come_and_go")?
         .initrd(Some(kit.file("full.cpio")))
         .cpus(2)
@@ -211,12 +230,7 @@ pub fn namespaces_come_and_go(kit: &Kit) -> Result<()> {
         completions.span >= took,
         "fio's log does not cover all cycles"
     );
-    ensure!(
-        completions.longest_gap <= HICCUP,
-        "no completion for {:?}",
-        completions.longest_gap
-    );
-    Ok(())
+    Ok(completions.longest_gap)
 }
 
 /// The only controller goes with a mounted file system behind it, and returns
