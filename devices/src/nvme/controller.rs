@@ -358,7 +358,7 @@ impl Controller {
     /// The controller as `info` shows it.
     pub fn info(&self) -> ControllerInfo {
         let admin = lock(&self.admin);
-        let namespaces = self.core.namespaces.load();
+        let namespaces = self.core.table();
         ControllerInfo {
             id: self.config.id.clone(),
             subsystem: self.subsystem().id().to_owned(),

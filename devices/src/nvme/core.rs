@@ -159,6 +159,13 @@ impl Core {
         self.namespaces.publish(attached.visible());
     }
 
+    /// The namespaces that the guest may use, for what it is told of them. I/O threads go by no older
+    /// table from then on: publishing one takes two steps, which the lock keeps together.
+    pub fn table(&self) -> Arc<AttachmentTable> {
+        let _attached = self.attached();
+        Arc::clone(&self.namespaces.load())
+    }
+
     /// The guest enabled the controller.
     pub fn begin_use(&self) {
         self.attached().begin_use();

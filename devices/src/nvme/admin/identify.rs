@@ -49,7 +49,7 @@ pub fn identify(
         Cns::CONTROLLER => Ok(page(&identify_controller(controller))),
         Cns::ACTIVE_NAMESPACES | Cns::ACTIVE_NAMESPACES_CSI => {
             controller.guest_looks(sqe.nsid);
-            let now = controller.core().namespaces.load();
+            let now = controller.core().table();
             nsid_list(Namespaces(&now).active(), sqe.nsid)
         }
         Cns::NAMESPACE_DESCRIPTORS => {

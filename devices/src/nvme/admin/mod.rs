@@ -368,7 +368,7 @@ impl Admin {
         if sqe.cdw0.fuse() != 0 || sqe.cdw0.psdt() != 0 {
             return Err(Status::INVALID_FIELD.into());
         }
-        let table = controller.core().namespaces.load();
+        let table = controller.core().table();
         let namespaces = Namespaces(&table);
         let done = |()| Outcome::Done(0);
         match AdminOpcode(sqe.cdw0.opc()) {
