@@ -26,9 +26,10 @@ const HICCUP: Duration = Duration::from_secs(1);
 
 /// For guests with one vCPU that lose a path. Linux (6.1, 6.12) sets the size of a path's disk to 0
 /// while another task may just have chosen that path: its I/O then ends with an error that no other
-/// path is tried for ("set BIO_REMAPPED on bios remapped to per-path namespace disks", linux-nvme, May
-/// 2026). Between choice and check that task can be preempted, or run on another vCPU; with this and
-/// one vCPU it cannot. Without, fio failed in one of 100 removals.
+/// path is tried for ("set BIO_REMAPPED on bios remapped to per-path namespace disks", linux-nvme,
+/// May 2026). Between choice and check that task can be preempted, or run on another vCPU; with
+/// this and one vCPU it cannot. Without, fio failed in 3 of 7 runs of 50 removals; that this race
+/// is why is inferred.
 pub const NO_PREEMPTION: &str = "preempt=none";
 
 /// How often a run with a longer one is repeated.

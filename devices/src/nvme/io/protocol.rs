@@ -7,8 +7,8 @@
 //! their calls in the order of `Worker` without queues and storage, loom's lock around messages, and
 //! loom's notifications for event file descriptors.
 //!
-//! Not covered: runs in which threads are preempted more often than each scenario says; arc-swap, for which a lock
-//! stands in; orders of what `Worker` itself does between these calls, for which the tests of
+//! Not covered: runs in which threads are preempted more often than each scenario says; arc-swap, for
+//! which a lock stands in; orders of what `Worker` itself does between these calls, for which the tests of
 //! resets, removals and races drive the whole controller.
 
 use std::fmt::Debug;
