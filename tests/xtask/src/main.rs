@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod build;
+mod cost;
 mod images;
 mod kernels;
 mod packages;
@@ -25,7 +26,7 @@ cargo xtask TASK
                   verification and nvme-cli in it, pull a controller beneath
                   fio and plug it in again, power off
   shell [KERNEL]  a shell in such a guest; `Ctrl-a x` leaves
-  test [PART]...  everything CI runs; PARTs: fmt clippy unit bare linux
+  test [PART]...  everything CI runs; PARTs: fmt clippy unit cost bare linux
                   (linux=NAME runs the Linux scenarios whose name contains NAME)
   list            the Linux scenarios
   fetch           get guest kernels and tools, and build the guest images

@@ -5,6 +5,8 @@ mod polling;
 #[cfg(test)]
 mod protocol;
 mod slots;
+#[cfg(test)]
+mod steady;
 mod worker;
 
 use std::io;
