@@ -1,18 +1,21 @@
 //! The command line: what may be typed, and the plain data that comes of it.
 
 mod files;
+mod machine_file;
 mod normalize;
+mod resolved;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use argh::{ArgsInfo, EarlyExit, FromArgs};
 
+use self::machine_file::MachineFile;
 use self::normalize::{Normalized, normalize};
 use crate::control::client::CtlConfig;
 use crate::control::{ControlError, pipe};
@@ -117,6 +120,15 @@ impl CliError {
         )
     }
 
+    /// Names the machine description as well, if that is where the argument is from.
+    fn with_source(mut self, file: &Path, machine: &MachineFile) -> Self {
+        let (Self::Usage { argument, .. } | Self::Environment { argument, .. }) = &mut self;
+        if machine.has(argument) {
+            *argument = format!("{}: {argument}", file.display());
+        }
+        self
+    }
+
     /// The exit status: 35 for usage, 1 for the environment.
     #[must_use]
     pub fn status(&self) -> u8 {
@@ -194,6 +206,13 @@ berth run --kernel vmlinux --device nvme-subsys,id=s --device nvme,id=c0,subsys=
     error_code(35, "the command line is wrong")
 )]
 struct RunArgs {
+    /// machine description in TOML: keys named as these options are, and tables [[device]],
+    /// [[disk]], [[object]], [[drive]]; options given beside it win, or come behind
+    #[argh(option, arg_name = "FILE")]
+    machine: Option<String>,
+    /// print the machine as it is understood, as a description for --machine, and boot nothing
+    #[argh(switch)]
+    dry_run: bool,
     /// kernel: a bzImage, or an ELF with a PVH entry
     #[argh(option, arg_name = "FILE")]
     kernel: Option<String>,
@@ -388,6 +407,32 @@ fn parsed(name: &str, verbatim: usize, args: &[String]) -> Result<Parsed, CliErr
 }
 
 fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
+    let Some(file) = optional_path("--machine", args.machine.clone())? else {
+        return configure(args);
+    };
+    let machine = MachineFile::read(&file)?;
+    let one = |name, given| machine.single(name, given);
+    let many = |name, given| machine.repeated(name, given);
+    let merged = RunArgs {
+        kernel: one("kernel", args.kernel),
+        initrd: one("initrd", args.initrd),
+        append: one("append", args.append),
+        memory: one("memory", args.memory),
+        cpus: one("cpus", args.cpus),
+        disk: many("disk", args.disk),
+        device: many("device", args.device),
+        object: many("object", args.object),
+        drive: many("drive", args.drive),
+        io_threads: one("io-threads", args.io_threads),
+        com2: one("com2", args.com2),
+        control_pipe: one("control-pipe", args.control_pipe),
+        control_socket: one("control-socket", args.control_socket),
+        ..args
+    };
+    configure(merged).map_err(|error| error.with_source(&file, &machine))
+}
+
+fn configure(args: RunArgs) -> Result<Invocation, CliError> {
     if let Some(extra) = args.words.first() {
         return Err(extra_argument(extra));
     }
@@ -444,7 +489,11 @@ fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
     check_ids(&config, &arguments)?;
     check_control_paths(&config)?;
     files::check(&config, &arguments)?;
-    Ok(Invocation::Run(Box::new(config)))
+    Ok(if args.dry_run {
+        Invocation::Print(resolved::text(&config))
+    } else {
+        Invocation::Run(Box::new(config))
+    })
 }
 
 fn ctl_config(args: &CtlArgs) -> Result<Invocation, CliError> {
