@@ -187,8 +187,8 @@ Every device argument is DRIVER,key=value,flag (a flag is key=on, \",,\" is a co
 take K, M, G and T. The drivers and their properties:
   nvme-subsys  a subsystem: id (must be given), nqn, shared=on|off
   nvme         a controller: id, subsys (id of a subsystem), addr (PCI slot), serial, model, firmware,
-               max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64), poll-us (0-1000; 50),
-               cntlid (0-65519);
+               max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64),
+               poll-us (0-1000; 50), cntlid (0-65519);
                with a disk of its own: file (or drive), memory, null, cache, ro, logical_block_size
   nvme-ns      a namespace: id, bus (a subsystem, or a controller for its subsystem), nsid (1-1024),
                file=PATH, memory=SIZE or null=SIZE, cache (writeback, none, writethrough, directsync,
