@@ -3,6 +3,7 @@
 mod files;
 mod machine_file;
 mod normalize;
+mod pages;
 mod resolved;
 #[cfg(test)]
 mod tests;
@@ -173,7 +174,12 @@ struct BerthArgs {
 enum Subcommand {
     Run(RunArgs),
     Ctl(CtlArgs),
+    Completion(CompletionArgs),
+    Man(ManArgs),
 }
+
+/// The names of the subcommands.
+const COMMANDS: [&str; 4] = ["run", "ctl", "completion", "man"];
 
 /// Boot a guest and stay until it ends. Its console is on stdin and stdout; Ctrl-a x leaves.
 #[derive(FromArgs, ArgsInfo)]
@@ -283,6 +289,34 @@ struct CtlArgs {
     words: Vec<String>,
 }
 
+/// Print completions of berth's commands and options for a shell: bash, fish, nushell or zsh.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "completion",
+    help_triggers("-h", "--help"),
+    usage = "SHELL",
+    example = "berth completion bash > ~/.local/share/bash-completion/completions/berth"
+)]
+struct CompletionArgs {
+    #[argh(positional, greedy, hidden_help)]
+    words: Vec<String>,
+}
+
+/// Print the manual page.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "man",
+    help_triggers("-h", "--help"),
+    usage = "",
+    example = "berth man | man -l -"
+)]
+struct ManArgs {
+    #[argh(positional, greedy, hidden_help)]
+    words: Vec<String>,
+}
+
 /// Parses the arguments, without the program's name.
 ///
 /// # Errors
@@ -298,8 +332,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
     };
     let parsed = match first.as_str() {
         "help" => return help(rest),
-        "run" => parsed("run", usize::MAX, rest)?,
         "ctl" => parsed("ctl", 1, rest)?,
+        name if COMMANDS.contains(&name) => parsed(name, usize::MAX, rest)?,
         option if option.starts_with('-') => parsed("", usize::MAX, &args)?,
         other => return Err(unknown_command(other)),
     };
@@ -313,6 +347,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
         )),
         Some(Subcommand::Run(args)) => run_config(args),
         Some(Subcommand::Ctl(args)) => ctl_config(&args),
+        Some(Subcommand::Completion(args)) => pages::completion(&args.words).map(Invocation::Print),
+        Some(Subcommand::Man(args)) => match args.words.first() {
+            Some(extra) => Err(CliError::usage(extra, "unexpected argument of berth man")),
+            None => pages::manual().map(Invocation::Print),
+        },
         None => Err(nothing_to_do()),
     }
 }
@@ -332,16 +371,21 @@ fn nothing_to_do() -> CliError {
 }
 
 fn unknown_command(given: &str) -> CliError {
-    let near = did_you_mean(given, &["run", "ctl", "--help", "--version"]);
+    let known: Vec<&str> = COMMANDS
+        .into_iter()
+        .chain(["--help", "--version"])
+        .collect();
+    let near = did_you_mean(given, &known);
+    let commands = COMMANDS.join(", ");
     CliError::usage(
         given,
-        format!("unknown command{near}; known: run, ctl; see \"berth --help\""),
+        format!("unknown command{near}; known: {commands}; see \"berth --help\""),
     )
 }
 
 fn help(topics: &[String]) -> Result<Invocation, CliError> {
     let topic = topics.first().map_or("", String::as_str);
-    if !matches!(topic, "" | "run" | "ctl") {
+    if !topic.is_empty() && !COMMANDS.contains(&topic) {
         return Err(unknown_command(topic));
     }
     match parsed(topic, usize::MAX, &["--help".to_owned()])? {

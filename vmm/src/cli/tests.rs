@@ -374,6 +374,41 @@ fn wrong_descriptions_are_refused_with_their_name() {
     );
 }
 
+#[test]
+fn manual_and_completions_know_every_option() {
+    let info = BerthArgs::get_args_info();
+    let manual = printed("man");
+    for command in &info.commands {
+        let synopsis = format!("\nberth {}", command.name);
+        assert!(manual.contains(&synopsis), "{synopsis}\n{manual}");
+        for flag in command.command.flags.iter().filter(|flag| !flag.hidden) {
+            let escaped = flag.long.replace('-', "\\-");
+            assert!(manual.contains(&escaped), "{escaped}\n{manual}");
+            for shell in ["bash", "fish", "nushell", "zsh"] {
+                let script = printed(&format!("completion {shell}"));
+                let name = flag.long.trim_start_matches('-');
+                assert!(script.contains(name), "{name} in {shell}");
+            }
+        }
+    }
+    for status in ["32", "33", "34", "35"] {
+        assert!(manual.contains(&format!("\\fB{status}\\fR")), "{status}");
+    }
+}
+
+#[test]
+fn bash_takes_its_completion() {
+    let script = printed("completion bash");
+    let ask = "COMP_WORDS=(berth run --io-thr); COMP_CWORD=2; _berth; echo \"${COMPREPLY[@]}\"";
+    let bash = std::process::Command::new("bash")
+        .args(["-c", &format!("{script}\n{ask}")])
+        .output();
+    match bash {
+        Ok(output) => assert_eq!(String::from_utf8_lossy(&output.stdout), "--io-threads\n"),
+        Err(error) => println!("skipped: no bash: {error}"),
+    }
+}
+
 const K: &str = "run --kernel DIR/kernel ";
 
 #[test]
@@ -385,16 +420,26 @@ fn wrong_command_lines_are_refused() {
         &[
             ("", nothing),
             (
+                "completion",
+                "completion: name one shell of bash, fish, nushell, zsh",
+            ),
+            (
+                "completion zhs",
+                "completion zhs: unknown shell (did you mean \"zsh\"?); known: bash, fish, nushell, zsh",
+            ),
+            ("man berth", "berth: unexpected argument of berth man"),
+            (
                 "rum",
-                "rum: unknown command (did you mean \"run\"?); known: run, ctl; see \"berth --help\"",
+                "rum: unknown command (did you mean \"run\"?); known: run, ctl, completion, \
+                 man; see \"berth --help\"",
             ),
             (
                 "DIR/kernel",
-                "DIR/kernel: unknown command; known: run, ctl; see \"berth --help\"",
+                "DIR/kernel: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
             ),
             (
                 "help me",
-                "me: unknown command; known: run, ctl; see \"berth --help\"",
+                "me: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
             ),
             (
                 "--verison",
