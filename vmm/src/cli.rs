@@ -18,7 +18,7 @@ use argh::{ArgsInfo, EarlyExit, FromArgs};
 
 use self::machine_file::MachineFile;
 use self::normalize::{Normalized, normalize};
-use crate::control::client::CtlConfig;
+use crate::control::client::{Action, CtlConfig};
 use crate::control::{ControlError, pipe};
 use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
 use crate::spec::{DeviceSpec, DiskSpec, DriveSpec, Drives, Form, NamespaceSpec, Parsed as Spec};
@@ -267,7 +267,8 @@ struct RunArgs {
 }
 
 /// Send one command to a running berth and print its reply. PATH is what it was given as
-/// --control-socket or --control-pipe; "berth ctl PATH help" lists the commands.
+/// --control-socket or --control-pipe; "berth ctl PATH help" lists the commands. One is berth ctl's
+/// own: "watch [SECONDS]" prints a table of queues and I/O threads again and again.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
@@ -276,7 +277,8 @@ struct RunArgs {
     usage = "[--timeout SECONDS] PATH COMMAND...",
     example = "\
 berth ctl /tmp/berth info qtree
-berth ctl /tmp/berth info stats",
+berth ctl /tmp/berth info stats
+berth ctl /tmp/berth watch",
     error_code(0, "the command was done"),
     error_code(1, "it was refused, nobody listens at PATH, or no reply came in time"),
     error_code(35, "the command line is wrong")
@@ -557,10 +559,14 @@ fn ctl_config(args: &CtlArgs) -> Result<Invocation, CliError> {
     if command.contains(['\n', '\0']) {
         return Err(CliError::usage("COMMAND", "must be one line, without NUL"));
     }
+    let action = match args.words.as_slice() {
+        [_, watch, rest @ ..] if watch == "watch" => Action::Watch(interval(rest)?),
+        _ => Action::Command(command),
+    };
     let timeout = args.timeout.as_deref();
     Ok(Invocation::Ctl(CtlConfig {
         path: path("PATH", base.clone())?,
-        command,
+        action,
         timeout: Duration::from_secs(number(
             "--timeout",
             timeout,
@@ -569,6 +575,18 @@ fn ctl_config(args: &CtlArgs) -> Result<Invocation, CliError> {
             DEFAULT_TIMEOUT,
         )?),
     }))
+}
+
+/// What follows `watch`.
+fn interval(words: &[String]) -> Result<Duration, CliError> {
+    let seconds = words.first().map(String::as_str);
+    if let Some(extra) = words.get(1) {
+        return Err(CliError::usage(
+            extra,
+            "unexpected argument; watch takes an interval in seconds",
+        ));
+    }
+    number("watch", seconds, 1, MAX_TIMEOUT, 1).map(Duration::from_secs)
 }
 
 fn extra_argument(extra: &str) -> CliError {

@@ -208,7 +208,7 @@ fn ctl_leaves_the_command_alone() {
     ] {
         let expected = CtlConfig {
             path: "/p".into(),
-            command: "device_add nvme,id=x --help".into(),
+            action: Action::Command("device_add nvme,id=x --help".into()),
             timeout: Duration::from_secs(3),
         };
         assert_eq!(
@@ -221,8 +221,8 @@ fn ctl_leaves_the_command_alone() {
         panic!("no ctl")
     };
     assert_eq!(
-        (config.command.as_str(), config.timeout.as_secs()),
-        ("help", 10)
+        (config.action, config.timeout.as_secs()),
+        (Action::Command("help".into()), 10)
     );
 }
 
@@ -698,6 +698,11 @@ fn wrong_ctl_lines_are_refused() {
                 "--wait: unknown option; see \"berth ctl --help\"",
             ),
             ("ctl /p -x", "-x: unknown option; see \"berth ctl --help\""),
+            ("ctl /p watch 0", "watch 0: must be a number from 1 to 3600"),
+            (
+                "ctl /p watch 1 2",
+                "2: unexpected argument; watch takes an interval in seconds",
+            ),
         ],
     );
     let arguments = ["ctl", "/p", "info\nstatus"].map(OsString::from);
