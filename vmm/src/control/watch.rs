@@ -82,10 +82,10 @@ impl Growth<'_> {
 fn table(before: &Look, now: &Look) -> String {
     let seconds = now.time.duration_since(before.time).as_secs_f64();
     let mut text = format!(
-        "{:<16}{:>5}{:>6}{:>9}{:>12}{:>11}{:>11}{:>11}{:>11}\n",
+        "{:<16}{:>5}{:>12}{:>11}{:>12}{:>11}{:>11}{:>11}{:>11}\n",
         "controller",
         "queue",
-        "io",
+        "I/O thread",
         "in flight",
         "IOPS",
         "exits/IO",
@@ -98,7 +98,7 @@ fn table(before: &Look, now: &Look) -> String {
         let old = old.map_or(&[][..], |old| list(old, "queues"));
         let _ = writeln!(
             text,
-            "{:<30}{:>6}{:>56}",
+            "{:<33}{:>11}{:>56}",
             name(&controller["id"]),
             number(&controller["in_flight"]),
             name(&controller["state"])
@@ -107,7 +107,7 @@ fn table(before: &Look, now: &Look) -> String {
             let before = earlier(old, queue, &["sqid", "cqid"]);
             let row = row(&Growth { before, now: queue }, seconds);
             text += &format!(
-                "{:<16}{:>5}{:>6}{:>9}{row}\n",
+                "{:<16}{:>5}{:>12}{:>11}{row}\n",
                 "",
                 number(&queue["sqid"]),
                 number(&queue["io_thread"]),
