@@ -61,6 +61,12 @@ pub struct Mode {
 }
 
 impl Mode {
+    /// Writes in order.
+    pub const WRITE: Self = Self {
+        random: false,
+        reads: 0,
+    };
+
     /// Reads the words `rw` and `mix`, as fio has them.
     ///
     /// # Errors
@@ -173,6 +179,14 @@ impl<'a, Q: Queue> Lanes<'a, Q> {
     pub fn doorbell_writes(&self) -> u64 {
         let lanes = self.lanes.iter().flatten();
         lanes.map(|lane| lane.queue.doorbell_writes()).sum()
+    }
+
+    /// As many commands as it takes to reach every place of the device once, in order.
+    ///
+    /// # Errors
+    /// As [`Lanes::run`].
+    pub fn run_once_over(&mut self) -> Outcome<Done> {
+        self.run(self.source.places, None)
     }
 
     /// Keeps all slots busy until `count` commands were sent or `limit` passed, and waits for the

@@ -4,8 +4,8 @@
 //! write|rw` (randread), `mix=` percent of reads in `randrw` and `rw` (50), `bs=` bytes (4K), `pairs=`
 //! queues (1), `qd=` commands out on each of them (1), or several numbers with commas, one load after
 //! the other, `count=` commands (100,000) or `seconds=` or `ms=`, `shadow=on|off` (on, NVMe only),
-//! `warmup=` commands before the clock starts (1,000), `hold` to wait for a byte on the console
-//! before each START and behind each END.
+//! `warmup=` commands before the clock starts (1,000), `fill` to write the whole device before,
+//! `hold` to wait for a byte on the console between START and the load, and between it and END.
 //!
 //! The guest has one processor, which drives all queues in turn.
 
@@ -20,6 +20,10 @@ use crate::memory;
 use crate::serial::{self, println};
 use crate::time::{self, Deadline};
 use load::{Lanes, MAX_DEPTH, MAX_PAIRS, Mode, Queue};
+
+/// Bytes in a command of `fill`, and how many are out on each queue.
+const FILL_BYTES: u64 = 64 << 10;
+const FILL_DEPTH: usize = 8;
 
 pub fn run(machine: &Machine) -> Outcome {
     match machine.line.get("driver").unwrap_or("nvme") {
@@ -52,6 +56,12 @@ fn pairs(line: CommandLine) -> Outcome<u16> {
 
 /// All loads that the command line asks for, one after the other.
 fn measure_all<Q: Queue>(line: CommandLine, mut target: Target<Q>) -> Outcome {
+    if line.has("fill") {
+        let mark = memory::mark();
+        let mut lanes = Lanes::new(&mut target, Mode::WRITE, FILL_BYTES, FILL_DEPTH)?;
+        lanes.run_once_over()?;
+        memory::release(mark);
+    }
     for depth in line.get("qd").unwrap_or("1").split(',') {
         let Ok(depth) = depth.parse() else {
             fail!("qd={depth} is no number");
@@ -82,12 +92,11 @@ fn measure<Q: Queue>(line: CommandLine, target: &mut Target<Q>, depth: usize) ->
     let mut lanes = Lanes::new(target, mode, size, depth)?;
     let warmup = line.number("warmup").unwrap_or(1_000);
     lanes.run(warmup, None)?;
-
-    hold(line);
     println!(
         "START bench rw={rw} bs={size} qd={depth} pairs={pairs}{}",
         lanes.words()
     );
+    hold(line);
     let limit = line
         .number("ms")
         .or(line.number("seconds").map(|it| it * 1000))
@@ -97,6 +106,7 @@ fn measure<Q: Queue>(line: CommandLine, target: &mut Target<Q>, depth: usize) ->
     let (start, bells) = (time::now(), lanes.doorbell_writes());
     let done = lanes.run(count, limit)?;
     let elapsed = time::to_ns(time::now() - start).max(1);
+    hold(line);
     println!(
         "END bench commands={} reads={} us={} iops={} doorbells={}",
         done.all,
@@ -105,7 +115,6 @@ fn measure<Q: Queue>(line: CommandLine, target: &mut Target<Q>, depth: usize) ->
         u128::from(done.all) * 1_000_000_000 / u128::from(elapsed),
         lanes.doorbell_writes() - bells
     );
-    hold(line);
     Ok(())
 }
 
