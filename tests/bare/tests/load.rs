@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::path::Path;
 
 use bare_tests::{LIMIT, Machine, Report};
 use harness::{HostKind, Placement, Process};
@@ -22,6 +23,24 @@ fn figure(report: &Report, index: usize, key: &str) -> u64 {
     let end = ends.nth(index).expect("a line END");
     let value = end.split(' ').find_map(|word| word.strip_prefix(key));
     value.expect(key).parse().expect(end)
+}
+
+/// How many pages of a file are all zeroes.
+fn empty_pages(path: &Path) -> usize {
+    let bytes = fs::read(path).expect("the image");
+    let empty = |page: &&[u8]| page.iter().all(|byte| *byte == 0);
+    bytes.chunks(PAGE).filter(empty).count()
+}
+
+#[test]
+fn the_device_is_filled_before_it_is_read() {
+    let machine = Machine::with_image("").unwrap();
+    let image = machine.folder().join("disk.img");
+    assert_eq!(empty_pages(&image), 16 << 10);
+    if let Some(report) = machine.run("test=bench fill pairs=3 count=1").unwrap() {
+        report.says("END bench commands=1 reads=1 ");
+        assert_eq!(empty_pages(&image), 0, "pages that were not written");
+    }
 }
 
 #[test]
@@ -98,12 +117,7 @@ fn virtio_writes_reach_the_file(event_index: &str) {
     }
     let scratch = harness::scratch().expect("a folder");
     let image = harness::image(scratch.path(), "disk.img", 4 << 20).expect("an image");
-    let empty = |page: &[u8]| page.iter().all(|byte| *byte == 0);
-    let count = |path| {
-        let bytes = fs::read(path).expect("the image");
-        bytes.chunks(PAGE).filter(|page| empty(page)).count()
-    };
-    assert_eq!(count(&image), 1024);
+    assert_eq!(empty_pages(&image), 1024);
     let words = "test=bench driver=virtio-blk pairs=2 rw=write bs=128K qd=4 count=32 warmup=0";
     let drive = format!(
         "file={},if=none,id=d,format=raw",
@@ -132,5 +146,5 @@ fn virtio_writes_reach_the_file(event_index: &str) {
     report.says(&format!("qd=4 pairs=2 {index}"));
     report.says("END bench commands=32 reads=0 ");
     report.says("RESULT passed=1 failed=0 skipped=0");
-    assert_eq!(count(&image), 0, "pages that were not written");
+    assert_eq!(empty_pages(&image), 0, "pages that were not written");
 }
