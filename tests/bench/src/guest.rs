@@ -310,5 +310,9 @@ mod tests {
             ("sleeps", 2.0),
         ];
         assert_eq!(counters(&stats), Counters::from(expected));
+        let thread = json!({ "enters": 7, "inline": 3 });
+        let stats = json!({ "iothreads": [thread, thread] });
+        let expected = [("enters", 14.0), ("inline", 6.0)];
+        assert_eq!(counters(&stats), Counters::from(expected));
     }
 }

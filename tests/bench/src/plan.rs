@@ -180,11 +180,12 @@ impl Plan {
         } else {
             String::new()
         };
-        let plural = if self.pairs == 1 { "" } else { "s" };
-        format!(
-            "{}{mix} of {} bytes, {} queue pair{plural}",
-            self.rw, self.block, self.pairs
-        )
+        let pairs = match self.pairs {
+            1 => "1 queue pair".into(),
+            // A guest with more processors could be faster.
+            pairs => format!("{pairs} queue pairs of one vCPU"),
+        };
+        format!("{}{mix} of {} bytes, {pairs}", self.rw, self.block)
     }
 }
 
@@ -267,7 +268,7 @@ mod tests {
         assert_eq!(plan.load(), "randread of 4096 bytes, 1 queue pair");
         assert_eq!(plan.io_threads(), 1);
         let plan = parse("rw=randrw mix=70 pairs=2").unwrap();
-        let words = "randrw with 70 % reads of 4096 bytes, 2 queue pairs";
+        let words = "randrw with 70 % reads of 4096 bytes, 2 queue pairs of one vCPU";
         assert_eq!(plan.load(), words);
         assert_eq!(plan.io_threads(), 2);
     }
