@@ -197,8 +197,17 @@ impl<'a, Q: Queue> Lanes<'a, Q> {
     pub fn run(&mut self, count: u64, limit: Option<Deadline>) -> Outcome<Done> {
         let (mut sent, mut done) = (Done::default(), 0);
         let mut stall = Deadline::after_ms(STALL_MS);
+        let (mut sending, mut moved) = (false, true);
         loop {
-            let sending = sent.all < count && !limit.is_some_and(Deadline::passed);
+            // Only what is done makes room to send, so that the clock is not asked in between.
+            if moved {
+                stall = Deadline::after_ms(STALL_MS);
+                sending = sent.all < count && !limit.is_some_and(Deadline::passed);
+            } else if stall.passed() {
+                return self.stalled();
+            } else {
+                core::hint::spin_loop();
+            }
             if !sending && done == sent.all {
                 return Ok(sent);
             }
@@ -209,13 +218,7 @@ impl<'a, Q: Queue> Lanes<'a, Q> {
                     lane.send(&mut self.source, &mut sent, count);
                 }
             }
-            if done != before {
-                stall = Deadline::after_ms(STALL_MS);
-            } else if stall.passed() {
-                return self.stalled();
-            } else {
-                core::hint::spin_loop();
-            }
+            moved = done != before;
         }
     }
 
