@@ -172,7 +172,7 @@ impl Report {
 ///
 /// # Errors
 /// `NotFound`, with how to build it.
-fn guest() -> io::Result<PathBuf> {
+pub fn guest() -> io::Result<PathBuf> {
     if let Some(named) = std::env::var_os(GUEST) {
         return Ok(named.into());
     }

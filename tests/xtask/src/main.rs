@@ -32,8 +32,8 @@ cargo xtask TASK
   fetch           get guest kernels and tools, and build the guest images
   build-guest     build the bare-metal test guest and print where it is
   bench [KEY=VALUE]...
-                  speed beside QEMU's NVMe and the host's own, as a table,
-                  JSON and pictures; `bench help` lists the keys
+                  speed beside QEMU's nvme and virtio-blk and the host's own,
+                  as tables, JSON and pictures; `bench help` lists the keys
   size            size of the release binary, and berth's own memory and idle
                   CPU use; fails above 4 MiB, 8 MiB and 1 %
   help            this text
