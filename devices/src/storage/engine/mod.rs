@@ -319,4 +319,6 @@ impl Drop for Engine {
 }
 
 #[cfg(test)]
+mod load;
+#[cfg(test)]
 mod tests;
