@@ -8,7 +8,7 @@ mod slots;
 mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -16,7 +16,7 @@ use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::ram::GuestRam;
-use crate::storage::{Engine, EngineStats};
+use crate::storage::{Engine, EngineKind, EngineStats};
 use crate::subsystem::Namespace;
 
 use super::core::Core;
@@ -122,6 +122,7 @@ impl Shared {
 
 struct Thread {
     shared: Arc<Shared>,
+    engine: EngineKind,
     engine_stats: Arc<EngineStats>,
     handle: Option<JoinHandle<()>>,
 }
@@ -205,15 +206,21 @@ impl Drop for IoThreads {
 impl Thread {
     fn info(&self) -> IoThreadInfo {
         let stats = &self.shared.stats;
+        let engine = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         IoThreadInfo {
             index: self.shared.index,
             sleeps: stats.sleeps.get(),
             doorbell_wakeups: stats.doorbell_wakeups.get(),
             kicks: stats.kicks.get(),
             polled: stats.polled.get(),
-            submissions: self.engine_stats.submissions.load(Ordering::Relaxed),
-            enters: self.engine_stats.enters.load(Ordering::Relaxed),
-            completions: self.engine_stats.completions.load(Ordering::Relaxed),
+            engine: self.engine,
+            submissions: engine(&self.engine_stats.submissions),
+            enters: engine(&self.engine_stats.enters),
+            inline: engine(&self.engine_stats.inline),
+            completions: engine(&self.engine_stats.completions),
+            bounced: engine(&self.engine_stats.bounced),
+            registered_files: engine(&self.engine_stats.registered_files),
+            registered_memory: engine(&self.engine_stats.registered_memory),
         }
     }
 }
@@ -231,24 +238,35 @@ pub struct IoThreadInfo {
     pub kicks: u64,
     /// Times it found work by looking for it instead of sleeping.
     pub polled: u64,
+    /// What its I/O engine drives files with.
+    pub engine: EngineKind,
     /// Requests given to the I/O engine.
     pub submissions: u64,
-    /// Calls of the kernel by the I/O engine.
+    /// Calls of io_uring_enter by the I/O engine, or batches given to its thread pool.
     pub enters: u64,
-    /// Completions taken from the I/O engine.
+    /// Transfers of images in memory that the thread did itself, by a system call each.
+    pub inline: u64,
+    /// Requests that the I/O engine has done.
     pub completions: u64,
+    /// Requests whose data was copied, because O_DIRECT could not reach it where the guest has it.
+    pub bounced: u64,
+    /// Images that are registered with io_uring now.
+    pub registered_files: u64,
+    /// Bytes of guest memory that are registered with io_uring.
+    pub registered_memory: u64,
 }
 
 fn start(index: usize, ram: GuestRam) -> io::Result<Thread> {
     let shared = Arc::new(Shared::new(index)?);
     let engine = Engine::new(ram)?;
-    let engine_stats = engine.stats();
+    let (kind, engine_stats) = (engine.kind(), engine.stats());
     let mut worker = Worker::new(Arc::clone(&shared), engine)?;
     let handle = std::thread::Builder::new()
         .name(format!("io{index}"))
         .spawn(move || worker.run())?;
     Ok(Thread {
         shared,
+        engine: kind,
         engine_stats,
         handle: Some(handle),
     })

@@ -114,7 +114,7 @@ impl Worker {
                 if self.polling.work() {
                     self.shared.stats.polled.add(1);
                 }
-            } else if self.polling.look_again(self.poll_limit()) {
+            } else if self.engine.must_poll() || self.polling.look_again(self.poll_limit()) {
                 std::hint::spin_loop();
             } else {
                 self.sleep();

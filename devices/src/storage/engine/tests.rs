@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::ram::GuestSlice;
 use crate::storage::conformance::{KINDS, Rig, bytes_of, file_config, image, poll};
-use crate::storage::file::Image;
+use crate::storage::file::{Image, Owned};
 use crate::storage::io::Step;
 use crate::storage::testing::{Mode, TestBackend};
 use crate::storage::{Backend, BackendConfig, BackendError, CacheMode, Op, open};
@@ -18,11 +18,12 @@ fn count(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// A read from a pipe, which lasts until the other end writes or closes.
+/// A read from a pipe, which lasts until the other end writes or closes. Only the request keeps the
+/// pipe open.
 fn read_pipe(rig: &mut Rig, file: OwnedFd, slice: GuestSlice) -> Token {
     let token = rig.token();
+    let image = Owned(Image::unchecked(File::from(file), None));
     let plan = Plan {
-        image: Image::unchecked(File::from(file), None),
         step: Step::Read,
         stable: false,
     };
@@ -33,7 +34,8 @@ fn read_pipe(rig: &mut Rig, file: OwnedFd, slice: GuestSlice) -> Token {
         data: &[slice],
         token,
     };
-    assert_eq!(rig.engine.submit_file(plan, &request), Submitted::Pending);
+    let submitted = rig.engine.submit_file(&image, plan, &request);
+    assert_eq!(submitted, Submitted::Pending);
     token
 }
 

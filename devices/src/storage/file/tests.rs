@@ -207,7 +207,7 @@ fn cache_modes_decide_what_is_stable() {
         (CacheMode::Unsafe, false, true),
     ] {
         let backend = FileBackend {
-            image: Image::unchecked(fs::File::open("/dev/null").unwrap(), None),
+            image: Owned(Image::unchecked(fs::File::open("/dev/null").unwrap(), None)),
             path: PathBuf::new(),
             cache,
             read_only: false,
