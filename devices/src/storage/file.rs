@@ -121,6 +121,15 @@ impl Image {
         Arc::new(image)
     }
 
+    /// One that says that it can be polled, true or not.
+    #[cfg(test)]
+    pub fn pollable(file: File, direct: DirectAlign) -> Arc<Self> {
+        let mut image = Self::new(file, "test.img".into());
+        image.direct = Some(direct);
+        image.completions = Completions::Pollable;
+        Arc::new(image)
+    }
+
     /// Size now in bytes, of a file or block device. Its file position is not used otherwise.
     fn size(&self) -> io::Result<u64> {
         (&self.file).seek(SeekFrom::End(0))

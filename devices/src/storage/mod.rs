@@ -20,7 +20,7 @@ pub mod testing;
 pub use config::{
     BackendConfig, BackendKind, CacheMode, MAX_MEMORY, MAX_NULL, OpenError, UnknownCacheMode, open,
 };
-pub use engine::{Engine, EngineKind, EngineStats, Mailbox};
+pub use engine::{Engine, EngineKind, EngineStats, LockError, Mailbox};
 pub use resize::ResizeError;
 
 use std::sync::Arc;

@@ -127,10 +127,22 @@ struct Thread {
     handle: Option<JoinHandle<()>>,
 }
 
+/// What becomes of guest memory that I/O threads move data to and from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MemoryLock {
+    /// Its pages are looked up for each request.
+    #[default]
+    Off,
+    /// All of it is registered with each thread's io_uring, and so stays in the host's memory.
+    On,
+}
+
 /// The I/O threads of a machine, shared by its controllers. They end when the last user is gone.
 pub struct IoThreads {
     threads: Vec<Thread>,
     next: AtomicUsize,
+    ram: GuestRam,
+    memory_lock: MemoryLock,
 }
 
 impl std::fmt::Debug for IoThreads {
@@ -145,13 +157,36 @@ impl IoThreads {
     /// # Errors
     /// A thread or its I/O engine cannot be made.
     pub fn new(count: usize, ram: &GuestRam) -> io::Result<Arc<Self>> {
+        Self::with_memory(count, ram, MemoryLock::Off)
+    }
+
+    /// Starts `count` threads (at least one), with guest memory locked or not.
+    ///
+    /// # Errors
+    /// As [`IoThreads::new`]; and guest memory cannot be locked, see
+    /// [`LockError`](crate::storage::LockError).
+    pub fn with_memory(
+        count: usize,
+        ram: &GuestRam,
+        memory_lock: MemoryLock,
+    ) -> io::Result<Arc<Self>> {
         let threads = (0..count.max(1))
-            .map(|index| start(index, ram.clone()))
+            .map(|index| start(index, ram.clone(), memory_lock))
             .collect::<io::Result<_>>()?;
         Ok(Arc::new(Self {
             threads,
             next: AtomicUsize::new(0),
+            ram: ram.clone(),
+            memory_lock,
         }))
+    }
+
+    /// Starts `count` other threads for the same guest, made like these.
+    ///
+    /// # Errors
+    /// As [`IoThreads::with_memory`].
+    pub fn like_these(&self, count: usize) -> io::Result<Arc<Self>> {
+        Self::with_memory(count, &self.ram, self.memory_lock)
     }
 
     /// Number of threads.
@@ -256,9 +291,12 @@ pub struct IoThreadInfo {
     pub registered_memory: u64,
 }
 
-fn start(index: usize, ram: GuestRam) -> io::Result<Thread> {
+fn start(index: usize, ram: GuestRam, memory_lock: MemoryLock) -> io::Result<Thread> {
     let shared = Arc::new(Shared::new(index)?);
-    let engine = Engine::new(ram)?;
+    let mut engine = Engine::new(ram)?;
+    if memory_lock == MemoryLock::On {
+        engine.register_memory().map_err(io::Error::other)?;
+    }
     let (kind, engine_stats) = (engine.kind(), engine.stats());
     let mut worker = Worker::new(Arc::clone(&shared), engine)?;
     let handle = std::thread::Builder::new()

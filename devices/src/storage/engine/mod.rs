@@ -44,6 +44,30 @@ pub enum EngineKind {
     Threads,
 }
 
+/// Why guest memory cannot be registered.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The engine works with threads.
+    #[error(
+        "guest memory can be locked (mem-lock=on) for io_uring only, which cannot be used here: \
+         leave mem-lock=on out"
+    )]
+    NoRing,
+    /// More than the user may lock.
+    #[error(
+        "{bytes} bytes of guest memory cannot be locked (mem-lock=on) for an I/O thread: raise \
+         RLIMIT_MEMLOCK (ulimit -l, or LimitMEMLOCK= of a service) by as much for each I/O thread, \
+         or leave mem-lock=on out"
+    )]
+    Limit {
+        /// All guest memory.
+        bytes: usize,
+    },
+    /// The kernel refused for another reason.
+    #[error("guest memory cannot be locked (mem-lock=on) for an I/O thread: {0}")]
+    Host(io::Error),
+}
+
 /// Counters of one engine. Written by its thread, read by any.
 #[derive(Debug, Default)]
 pub struct EngineStats {
@@ -158,11 +182,10 @@ impl Engine {
     /// request. They stay in memory until the engine is dropped, and are locked as `mlock` would do.
     ///
     /// # Errors
-    /// The engine has no ring; or the kernel refuses, with `ENOMEM` if that is more than
-    /// RLIMIT_MEMLOCK allows.
-    pub fn register_memory(&mut self) -> io::Result<()> {
+    /// See [`LockError`].
+    pub fn register_memory(&mut self) -> Result<(), LockError> {
         let Driver::Rings(rings) = &mut self.driver else {
-            return Err(io::ErrorKind::Unsupported.into());
+            return Err(LockError::NoRing);
         };
         let bytes = rings.register_memory(&self.ram)?;
         EngineStats::add(&self.stats.registered_memory, bytes);

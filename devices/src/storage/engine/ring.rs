@@ -208,21 +208,14 @@ impl AsRawFd for Ring {
     }
 }
 
-fn build(_lane: Lane) -> io::Result<IoUring> {
-    let variant = std::env::var("BERTH_RING").unwrap_or_default();
+/// Completions of the ring that interrupts are there without a system call, as the kernel interrupts the
+/// thread for them. IORING_SETUP_COOP_TASKRUN and IORING_SETUP_DEFER_TASKRUN would spare that, but ask
+/// for a call instead while the thread is looking for completions, and brought no speed.
+fn build(lane: Lane) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(COMPLETIONS).dontfork();
-    match &*variant {
-        "coop" => {
-            builder.setup_coop_taskrun().setup_taskrun_flag();
-        }
-        "single" => {
-            builder.setup_single_issuer();
-        }
-        "defer" => {
-            builder.setup_single_issuer().setup_defer_taskrun();
-        }
-        _ => {}
+    if lane == Lane::Polling {
+        builder.setup_iopoll();
     }
     builder.build(ENTRIES)
 }

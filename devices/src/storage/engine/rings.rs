@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::EngineStats;
 use super::files::Name;
+use super::memory::FixedMemory;
 use super::ring::Ring;
 use super::slab::{Lane, Slab};
+use super::{EngineStats, LockError};
 use crate::ram::GuestRam;
 use crate::storage::Completion;
 
@@ -25,10 +26,16 @@ impl Rings {
         })
     }
 
-    /// Registers all memory of a guest.
-    pub fn register_memory(&mut self, ram: &GuestRam) -> io::Result<usize> {
-        self.main.register_memory(ram)?;
-        Ok(self.main.memory().bytes())
+    /// Registers all memory of a guest; how many bytes.
+    pub fn register_memory(&mut self, ram: &GuestRam) -> Result<usize, LockError> {
+        let bytes = FixedMemory::of(ram).bytes();
+        match self.main.register_memory(ram) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                Err(LockError::Limit { bytes })
+            }
+            Err(error) => Err(LockError::Host(error)),
+        }
     }
 
     /// Takes an image in that was added to [`Slab::files`].

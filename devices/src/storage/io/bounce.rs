@@ -141,3 +141,58 @@ impl Drop for Bounce {
         unsafe { dealloc(self.vector.iov_base.cast(), self.layout) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALIGN: DirectAlign = DirectAlign {
+        memory: 512,
+        offset: 512,
+    };
+
+    fn address(bounce: &Bounce) -> usize {
+        bounce.vector.iov_base.addr()
+    }
+
+    #[test]
+    fn buffers_are_used_again() {
+        let mut bounces = Bounces::default();
+        for len in [512, 4096, 8192, 300 << 10] {
+            let first = bounces.take(len, ALIGN);
+            assert!(address(&first).is_multiple_of(MIN));
+            let at = address(&first);
+            bounces.give_back(first);
+            let second = bounces.take(len, ALIGN);
+            assert_eq!(address(&second), at, "{len}");
+            assert_eq!(bounces.unused_bytes, 0);
+            drop(second);
+        }
+        assert_eq!(bounces.taken(), 8);
+    }
+
+    #[test]
+    fn no_more_is_kept_than_the_limit() {
+        let mut bounces = Bounces::default();
+        let all: Vec<_> = (0..2 * KEPT / MAX)
+            .map(|_| bounces.take(MAX as u64, ALIGN))
+            .collect();
+        all.into_iter().for_each(|bounce| bounces.give_back(bounce));
+        assert_eq!(bounces.unused_bytes, KEPT);
+        let kept: usize = bounces.unused.iter().map(Vec::len).sum();
+        assert_eq!(kept, KEPT / MAX);
+    }
+
+    #[test]
+    fn unusual_alignments_work() {
+        let mut bounces = Bounces::default();
+        let align = DirectAlign {
+            memory: 64 << 10,
+            offset: 4096,
+        };
+        let bounce = bounces.take(512, align);
+        assert!(address(&bounce).is_multiple_of(64 << 10));
+        bounces.give_back(bounce);
+        assert_eq!(bounces.unused_bytes, 0);
+    }
+}
