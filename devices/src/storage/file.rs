@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::engine::User;
@@ -57,6 +57,8 @@ pub(super) struct Image {
     path: PathBuf,
     direct: Option<DirectAlign>,
     completions: Completions,
+    /// Whether reads can be limited to what the page cache has.
+    may_be_cached: AtomicBool,
     /// Its size in bytes as the guest has it.
     known: AtomicU64,
     /// The engines that keep it. Locked when one is added, never per request.
@@ -74,6 +76,7 @@ impl Image {
             path,
             direct: None,
             completions: Completions::Interrupt,
+            may_be_cached: AtomicBool::new(true),
             known: AtomicU64::new(u64::MAX),
             users: Mutex::default(),
             closed: OnceLock::new(),
@@ -111,6 +114,16 @@ impl Image {
     /// Whether completions of reads and writes can be looked for.
     pub fn can_be_polled(&self) -> bool {
         self.completions == Completions::Pollable
+    }
+
+    /// Whether it makes sense to look for data in the page cache.
+    pub fn may_be_cached(&self) -> bool {
+        self.direct.is_none() && self.may_be_cached.load(Ordering::Relaxed)
+    }
+
+    /// The file system cannot read from its cache without waiting for more.
+    pub fn cannot_be_cached(&self) {
+        self.may_be_cached.store(false, Ordering::Relaxed);
     }
 
     /// Any file that can be read, without the checks of an image.
@@ -188,6 +201,8 @@ impl Drop for Owned {
 ///   it completes; with [`CacheMode::Unsafe`], flushes and forced unit access do nothing.
 /// - Where the file is in memory (tmpfs, ramfs), reads and writes are done in `submit`, as a memory
 ///   backend's are.
+/// - A read that comes alone is done in `submit`, too, if the page cache has its data: that takes a
+///   system call less. More at a time are faster through a ring.
 /// - Discard punches a hole. Where that is not possible, it does nothing and
 ///   [`Backend::discard_zeroes`] says so: writing zeroes instead would fill a sparse image.
 /// - Write Zeroes punches a hole (`unmap`) or zeroes the range in place, and writes zeroes where the
@@ -310,6 +325,9 @@ impl Backend for FileBackend {
                 let copies = matches!(step, Step::Read | Step::Write | Step::Sync);
                 if self.in_memory && copies {
                     return Submitted::Done(engine.run_file(&self.image, plan, request));
+                }
+                if step == Step::Read && engine.read_cached(&self.image, request) {
+                    return Submitted::Done(Ok(()));
                 }
                 engine.submit_file(&self.image, plan, request)
             }

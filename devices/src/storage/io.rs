@@ -333,6 +333,20 @@ impl Io {
             .unwrap_or_else(last_errno)
     }
 
+    /// Does all of a read now, if its data is in the page cache; else nothing counts.
+    pub fn read_cached(&self, image: &Image) -> bool {
+        let vectors = self.current();
+        let (at, count) = (vectors.as_ptr(), count_of(vectors).cast_signed());
+        let offset = self.offset.cast_signed();
+        // SAFETY: as in `call`.
+        let result =
+            unsafe { libc::preadv2(image.as_raw_fd(), at, count, offset, libc::RWF_NOWAIT) };
+        if result < 0 && last_errno() == -libc::EOPNOTSUPP {
+            image.cannot_be_cached();
+        }
+        u64::try_from(result).is_ok_and(|result| result == self.left)
+    }
+
     /// The ring entry for the next step. What is in `memory` needs no look-up of its pages.
     pub fn entry(&self, target: Target, memory: &FixedMemory) -> squeue::Entry {
         match target {

@@ -25,7 +25,7 @@ use self::pool::{Job, Pool};
 use self::rings::Rings;
 use self::slab::{Queued, Slab, State};
 use super::file::Image;
-use super::io::{Io, Next, Plan};
+use super::io::{Io, Next, Plan, Step};
 use super::{BackendError, Cancel, Completion, Request, Submitted, Token};
 use crate::ram::GuestRam;
 
@@ -73,7 +73,8 @@ pub enum LockError {
 pub struct EngineStats {
     /// Calls of io_uring_enter, or batches handed to the thread pool.
     pub enters: AtomicU64,
-    /// Transfers that the engine's thread did at once, by a system call each.
+    /// Transfers that the engine's thread did at once, by a system call each: of images in memory, and
+    /// of what was in the page cache.
     pub inline: AtomicU64,
     /// I/O operations started by them, continuations of short ones and cancellations included.
     pub submissions: AtomicU64,
@@ -116,8 +117,31 @@ pub struct Engine {
     remote: usize,
     stats: Arc<EngineStats>,
     taken: Taken,
-    /// For [`Engine::run_file`].
+    /// For requests that are done at once.
     direct: Io,
+    batch: Batch,
+}
+
+/// How many requests on files come between two kicks.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Since the last kick.
+    now: usize,
+    /// Before it, the last time that there were any.
+    last: usize,
+}
+
+impl Batch {
+    fn end(&mut self) {
+        if self.now > 0 {
+            self.last = std::mem::take(&mut self.now);
+        }
+    }
+
+    /// Whether it is likely that a request that comes now will be the only one.
+    fn is_single(&self) -> bool {
+        self.now == 0 && self.last <= 1
+    }
 }
 
 impl Engine {
@@ -167,6 +191,7 @@ impl Engine {
             stats: Arc::default(),
             taken: Taken::default(),
             direct: Io::default(),
+            batch: Batch::default(),
         })
     }
 
@@ -201,6 +226,7 @@ impl Engine {
     ///
     /// To be called before sleeping, also after [`super::Backend::cancel`].
     pub fn kick(&mut self) {
+        self.batch.end();
         match &mut self.driver {
             Driver::Rings(rings) => {
                 if !rings.submit(&mut self.slab, &self.stats) {
@@ -314,6 +340,33 @@ impl Engine {
         result
     }
 
+    /// Does a read now if that is likely to be cheaper than asking the kernel for it in a batch, and if
+    /// its data is in the page cache; whether it is done.
+    pub(super) fn read_cached(&mut self, image: &Image, request: &Request<'_>) -> bool {
+        if !self.batch.is_single() || self.slab.used() > 0 || !image.may_be_cached() {
+            return false;
+        }
+        let plan = Plan {
+            step: Step::Read,
+            stable: false,
+        };
+        let bounces = &mut self.slab.bounces;
+        self.direct.start(image, plan, request, bounces);
+        let done = self.direct.read_cached(image);
+        self.direct.clear(bounces);
+        if done {
+            self.batch.now += 1;
+            for counter in [
+                &self.stats.submissions,
+                &self.stats.inline,
+                &self.stats.completions,
+            ] {
+                EngineStats::add(counter, 1);
+            }
+        }
+        done
+    }
+
     /// Queues a request on an image. The engine keeps the image open until its backend says that it is
     /// gone, see [`Image::add_user`].
     pub(super) fn submit_file(
@@ -326,6 +379,7 @@ impl Engine {
             Some(file) => file,
             None => self.adopt(image),
         };
+        self.batch.now += 1;
         let limit = Self::CAPACITY + Self::BURST;
         if !self.slab.add(file, plan, request, limit) {
             return Submitted::Done(Err(BackendError::Io(libc::EAGAIN)));
