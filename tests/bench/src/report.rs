@@ -99,7 +99,8 @@ impl Results {
             ("doorbell_exits", "exits for doorbells"),
             ("ioeventfd_wakeups", "ioeventfd wake-ups"),
             ("interrupts", "interrupts"),
-            ("enters", "calls of the kernel for I/O"),
+            ("enters", "calls of io_uring_enter"),
+            ("inline", "transfers by the I/O thread itself"),
             ("sleeps", "sleeps of the I/O thread"),
             ("polled", "times it found work by looking"),
         ];
