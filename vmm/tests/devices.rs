@@ -373,6 +373,7 @@ fn guest_memory_is_locked_on_request() {
         2,
         "{threads}"
     );
+    assert!(threads.contains("\"engine\": \"io_uring\""), "{threads}");
     machine.quit();
     let machine = Machine::start(&["--overcommit", "mem-lock=off"]);
     let threads = machine.ctl(&["info", "iothreads"]).1;

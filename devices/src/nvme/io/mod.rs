@@ -254,6 +254,7 @@ impl Thread {
             inline: engine(&self.engine_stats.inline),
             completions: engine(&self.engine_stats.completions),
             bounced: engine(&self.engine_stats.bounced),
+            iopolled: engine(&self.engine_stats.iopolled),
             registered_files: engine(&self.engine_stats.registered_files),
             registered_memory: engine(&self.engine_stats.registered_memory),
         }
@@ -285,6 +286,8 @@ pub struct IoThreadInfo {
     pub completions: u64,
     /// Requests whose data was copied, because O_DIRECT could not reach it where the guest has it.
     pub bounced: u64,
+    /// Requests whose completion was looked for at the device, which has queues for that.
+    pub iopolled: u64,
     /// Images that are registered with io_uring now.
     pub registered_files: u64,
     /// Bytes of guest memory that are registered with io_uring.

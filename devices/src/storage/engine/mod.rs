@@ -83,6 +83,8 @@ pub struct EngineStats {
     /// Requests whose data went through a buffer of the engine's, because O_DIRECT could not reach it
     /// where the guest has it.
     pub bounced: AtomicU64,
+    /// Requests whose completion was looked for at the device (IORING_SETUP_IOPOLL).
+    pub iopolled: AtomicU64,
     /// Images that are registered with the ring now.
     pub registered_files: AtomicU64,
     /// Bytes of guest memory that are registered with the ring.

@@ -91,10 +91,12 @@ impl Rings {
         out: &mut Vec<Completion>,
         stats: &EngineStats,
     ) -> bool {
+        let before = out.len();
         let again = match &mut self.polling {
             Some(ring) => ring.reap(slab, out, stats),
             None => false,
         };
+        EngineStats::add(&stats.iopolled, out.len() - before);
         self.main.reap(slab, out, stats) || again
     }
 

@@ -326,3 +326,33 @@ fn only_what_is_not_aligned_counts_as_copied() {
         assert_eq!(bounced(&rig), 3);
     }
 }
+
+/// PRPs are aligned to 4 bytes, which is all that NVMe devices of the host ask for, too.
+#[test]
+fn places_that_a_device_can_reach_fit() {
+    let fits = |memory, vectors: &[(usize, usize)]| {
+        let align = DirectAlign {
+            memory,
+            offset: 512,
+        };
+        let vector = |&(at, iov_len): &(usize, usize)| libc::iovec {
+            iov_base: std::ptr::without_provenance_mut(at),
+            iov_len,
+        };
+        align.fits(&vectors.iter().map(vector).collect::<Vec<_>>())
+    };
+    for (memory, vectors, expected) in [
+        (4, &[(0x1004, 512)][..], true),
+        (4, &[(0x1004, 0xffc + 4)], true),
+        (4, &[(0x1200, 3584), (0x4000, 512)], true),
+        (4, &[(0x1002, 512)], false),
+        // A block that is in two places: kernels take whole blocks in each.
+        (4, &[(0x1f04, 252), (0x4000, 260)], false),
+        (512, &[(0x1200, 512)], true),
+        (512, &[(0x1004, 512)], false),
+        (4096, &[(0x1200, 512)], false),
+        (4096, &[], true),
+    ] {
+        assert_eq!(fits(memory, vectors), expected, "{memory} {vectors:x?}");
+    }
+}
