@@ -306,8 +306,9 @@ fn registry(
     interrupts: &Arc<Interrupts>,
     events: Rc<EventLoop>,
 ) -> Result<Registry, MachineError> {
+    let (count, lock) = (config.io_threads as usize, config.memory_lock);
     let io_threads =
-        IoThreads::new(config.io_threads as usize, &shared.ram).map_err(host("the I/O threads"))?;
+        IoThreads::with_memory(count, &shared.ram, lock).map_err(host("the I/O threads"))?;
     let mut registry = Registry::new(Parts {
         ram: shared.ram.clone(),
         pci: pci_root(shared, config.memory)?,

@@ -576,7 +576,9 @@ impl Registry {
     ) -> Result<Arc<Controller>, Problem> {
         let parts = &self.parts;
         let io_threads = match spec.io_threads {
-            Some(count) => IoThreads::new(count as usize, &parts.ram)
+            Some(count) => parts
+                .io_threads
+                .like_these(count as usize)
                 .map_err(host("the controller's I/O threads"))?,
             None => Arc::clone(&parts.io_threads),
         };

@@ -9,6 +9,7 @@ mod common;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -351,5 +352,66 @@ fn namespaces_that_the_guest_does_not_see_are_told_of() {
         let (_, _, err) = machine.child.finish();
         assert!(err.contains(warning), "{devices:?}: {err}");
         assert_eq!(err.contains("does not see"), !warning.is_empty(), "{err}");
+    }
+}
+
+#[test]
+fn guest_memory_is_locked_on_request() {
+    if !kvm() {
+        return;
+    }
+    // SAFETY: no arguments.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped: only root may lock as much memory everywhere");
+        return;
+    }
+    let machine = Machine::start(&["--overcommit", "mem-lock=on", "--io-threads", "2"]);
+    let (status, threads) = machine.ctl(&["info", "iothreads"]);
+    assert_eq!(status, Some(0), "{threads}");
+    assert_eq!(
+        threads.matches("\"registered_memory\": 67108864").count(),
+        2,
+        "{threads}"
+    );
+    assert!(threads.contains("\"engine\": \"io_uring\""), "{threads}");
+    machine.quit();
+    let machine = Machine::start(&["--overcommit", "mem-lock=off"]);
+    let threads = machine.ctl(&["info", "iothreads"]).1;
+    assert!(threads.contains("\"registered_memory\": 0"), "{threads}");
+    machine.quit();
+}
+
+#[test]
+fn memory_that_may_not_be_locked_is_explained() {
+    const CAP_IPC_LOCK: libc::c_ulong = 14; // linux/capability.h
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::new(&HALT);
+    let mut command = guest.command(&["--overcommit", "mem-lock=on"]);
+    let unprivileged = || {
+        let limit = libc::rlimit {
+            rlim_cur: 1 << 20,
+            rlim_max: 1 << 20,
+        };
+        // SAFETY: between fork and exec, plain system calls with numbers and a structure that is only
+        // read. Users without privileges have none to drop, which is as good.
+        unsafe {
+            libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0);
+            libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit);
+        }
+        Ok(())
+    };
+    // SAFETY: see above.
+    unsafe { command.pre_exec(unprivileged) };
+    let (status, _, err) = Killed(command.spawn().unwrap()).finish();
+    assert_eq!(status, 1, "{err}");
+    for part in [
+        "mem-lock=on",
+        "67108864 bytes",
+        "RLIMIT_MEMLOCK",
+        "ulimit -l",
+    ] {
+        assert!(err.contains(part), "{part}: {err}");
     }
 }

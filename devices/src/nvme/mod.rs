@@ -31,5 +31,5 @@ pub use controller::{
     Controller, ControllerConfig, ControllerError, ControllerInfo, ControllerParts,
     ControllerState, MAX_IO_QUEUE_PAIRS, MAX_MDTS,
 };
-pub use io::{IoThreadInfo, IoThreads};
+pub use io::{IoThreadInfo, IoThreads, MemoryLock};
 pub use stats::QueueInfo;

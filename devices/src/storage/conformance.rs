@@ -18,7 +18,26 @@ const LIMIT: Duration = Duration::from_secs(20);
 const RAM: usize = 4 << 20;
 const SIZE: u64 = 1 << 20;
 
-pub(super) const KINDS: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
+/// How an engine under test works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Setup {
+    /// As a kind of engine does by itself; files are registered where that can be.
+    Kind(EngineKind),
+    /// With io_uring, and guest memory registered.
+    LockedMemory,
+}
+
+impl From<EngineKind> for Setup {
+    fn from(kind: EngineKind) -> Self {
+        Self::Kind(kind)
+    }
+}
+
+pub(super) const KINDS: [Setup; 3] = [
+    Setup::Kind(EngineKind::IoUring),
+    Setup::LockedMemory,
+    Setup::Kind(EngineKind::Threads),
+];
 
 /// An engine with guest memory, and what a test does with them.
 pub(super) struct Rig {
@@ -29,11 +48,25 @@ pub(super) struct Rig {
 }
 
 impl Rig {
-    pub fn new(kind: EngineKind) -> Self {
+    pub fn new(setup: impl Into<Setup>) -> Self {
         let regions = [(GuestAddress(0), RAM)];
         let ram = GuestRam::new(GuestMemoryMmap::from_ranges(&regions).unwrap());
+        let engine = |kind| Engine::with_kind(ram.clone(), kind).unwrap();
+        let engine = match setup.into() {
+            Setup::Kind(kind) => engine(kind),
+            Setup::LockedMemory => {
+                let mut engine = engine(EngineKind::IoUring);
+                match engine.register_memory() {
+                    Ok(()) => {}
+                    // Users may lock 8 MiB by default, over all tests that run at once.
+                    Err(error @ LockError::Limit { .. }) => println!("skipped: {error}"),
+                    Err(error) => panic!("{error}"),
+                }
+                engine
+            }
+        };
         Self {
-            engine: Engine::with_kind(ram.clone(), kind).unwrap(),
+            engine,
             ram,
             done: Vec::new(),
             tokens: 0,

@@ -3,17 +3,18 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use io_uring::{opcode, squeue, types};
 
+use super::engine::FixedMemory;
 use super::file::Image;
 use super::{BackendError, Request};
 
 mod bounce;
 
 use bounce::Bounce;
+pub(super) use bounce::Bounces;
 
 /// Vectors that one system call takes (UIO_MAXIOV).
 const MAX_VECTORS: usize = 1024;
@@ -55,13 +56,21 @@ pub(super) enum Step {
 }
 
 /// What a backend asks for a request.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
-    /// The file.
-    pub image: Arc<Image>,
     /// The first step.
     pub step: Step,
     /// Whether its effect has to be on stable media before it is complete.
     pub stable: bool,
+}
+
+/// How a ring names a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    /// By its index in the ring's table of registered files.
+    Registered(u32),
+    /// By its file descriptor.
+    Descriptor(RawFd),
 }
 
 /// What to do after a system call.
@@ -74,9 +83,10 @@ pub(super) enum Next {
 }
 
 /// A request in progress. Vectors keep their memory for the next request.
-#[derive(Default)]
+///
+/// Whoever runs it passes the same image from [`Io::start`] to its end, and keeps it open.
+#[derive(Debug, Default)]
 pub(super) struct Io {
-    image: Option<Arc<Image>>,
     step: Step,
     stable: bool,
     /// Of what is left to do.
@@ -96,7 +106,13 @@ unsafe impl Send for Io {}
 
 impl Io {
     /// Begins a request whose range was checked.
-    pub fn start(&mut self, plan: Plan, request: &Request<'_>) {
+    pub fn start(
+        &mut self,
+        image: &Image,
+        plan: Plan,
+        request: &Request<'_>,
+        bounces: &mut Bounces,
+    ) {
         self.step = plan.step;
         self.stable = plan.stable;
         self.offset = request.offset;
@@ -110,37 +126,47 @@ impl Io {
             iov_len: slice.len(),
         }));
         let moves_data = matches!(self.step, Step::Read | Step::Write);
-        self.bounce = match plan.image.direct() {
+        self.bounce = match image.direct() {
             Some(align) if moves_data && !align.fits(&self.vectors) => {
-                Some(Bounce::new(self.left, align))
+                Some(bounces.take(self.left, align))
             }
             _ => None,
         };
-        self.image = Some(plan.image);
         self.load_bounce();
     }
 
-    /// Lets go of the file and the bounce buffer.
-    pub fn clear(&mut self) {
-        self.image = None;
-        self.bounce = None;
+    /// Gives the bounce buffer back.
+    pub fn clear(&mut self, bounces: &mut Bounces) {
+        if let Some(bounce) = self.bounce.take() {
+            bounces.give_back(bounce);
+        }
         self.vectors.clear();
     }
 
+    /// Whether the next step can go to a ring that polls: it moves data, and asks for nothing that
+    /// only an interrupt tells of.
+    pub fn can_be_polled(&self) -> bool {
+        match self.step {
+            Step::Read => true,
+            Step::Write => !self.stable,
+            Step::WriteZeroes | Step::PunchHole | Step::ZeroRange | Step::Sync => false,
+        }
+    }
+
     /// What the result of the last step (`-errno` for errors) means for the request.
-    pub fn advance(&mut self, result: i32) -> Next {
+    pub fn advance(&mut self, image: &Image, result: i32) -> Next {
         let Ok(count) = u32::try_from(result) else {
-            return self.failed(result.saturating_neg());
+            return self.failed(image, result.saturating_neg());
         };
         self.retries = 0;
         match self.step {
             Step::Sync => Next::Done(Ok(())),
             Step::PunchHole | Step::ZeroRange => self.finish(),
-            Step::Read | Step::Write | Step::WriteZeroes => self.transferred(count.into()),
+            Step::Read | Step::Write | Step::WriteZeroes => self.transferred(image, count.into()),
         }
     }
 
-    fn failed(&mut self, errno: i32) -> Next {
+    fn failed(&mut self, image: &Image, errno: i32) -> Next {
         match (errno, self.step) {
             (libc::EINTR | libc::EAGAIN, _) if self.retries < MAX_RETRIES => self.retries += 1,
             // EINVAL: not in whole blocks of the device below.
@@ -149,16 +175,16 @@ impl Io {
                 self.step = Step::WriteZeroes;
                 self.load_zeroes();
             }
-            _ => return Next::Done(Err(self.report(errno))),
+            _ => return Next::Done(Err(self.report(image, errno))),
         }
         Next::Again
     }
 
     /// Tells the user, too: the guest learns only that its command failed, not that the host's disk is
     /// full or broken.
-    fn report(&self, errno: i32) -> BackendError {
+    fn report(&self, image: &Image, errno: i32) -> BackendError {
         let error = BackendError::from_errno(errno);
-        if let (true, Some(image)) = (error != BackendError::Cancelled, &self.image) {
+        if error != BackendError::Cancelled {
             crate::guest_warn!(
                 "image '{}': {:?} at byte {} failed: {}",
                 image.path().display(),
@@ -170,7 +196,7 @@ impl Io {
         error
     }
 
-    fn transferred(&mut self, count: u64) -> Next {
+    fn transferred(&mut self, image: &Image, count: u64) -> Next {
         // The end of the file, before the end of a range that was inside it: it has shrunk.
         let too_short = Next::Done(Err(match self.step {
             Step::Read => BackendError::OutOfRange,
@@ -184,14 +210,16 @@ impl Io {
             bounce.store(&self.vectors[self.first..], count);
         }
         self.skip(count);
-        if let (Step::Write | Step::WriteZeroes, Some(image)) = (self.step, &self.image) {
+        if let Step::Write | Step::WriteZeroes = self.step {
             image.written(self.offset);
         }
         if self.left == 0 {
             return self.finish();
         }
-        let direct = self.image.as_ref().and_then(|image| image.direct());
-        if direct.is_some_and(|align| !self.offset.is_multiple_of(align.offset.into())) {
+        if image
+            .direct()
+            .is_some_and(|align| !self.offset.is_multiple_of(align.offset.into()))
+        {
             return too_short;
         }
         self.load_bounce();
@@ -262,11 +290,6 @@ impl Io {
         }
     }
 
-    fn fd(&self) -> RawFd {
-        // -1 is never used: a request in progress has a file.
-        self.image.as_ref().map_or(-1, |image| image.as_raw_fd())
-    }
-
     fn write_flags(&self) -> i32 {
         if self.stable && self.step == Step::Write {
             libc::RWF_DSYNC
@@ -284,8 +307,9 @@ impl Io {
     }
 
     /// Does the next step now; its result, or `-errno`.
-    pub fn call(&self) -> i32 {
-        let (fd, offset, vectors) = (self.fd(), self.offset.cast_signed(), self.current());
+    pub fn call(&self, image: &Image) -> i32 {
+        let fd = image.as_raw_fd();
+        let (offset, vectors) = (self.offset.cast_signed(), self.current());
         let (at, count) = (vectors.as_ptr(), count_of(vectors).cast_signed());
         // SAFETY: the file is open; the vectors point to `count` ranges of guest memory, `ZEROES`
         // (only read from) or the bounce buffer, which live as long as the request, see `Io`.
@@ -309,9 +333,33 @@ impl Io {
             .unwrap_or_else(last_errno)
     }
 
-    /// The ring entry for the next step.
-    pub fn entry(&self) -> squeue::Entry {
-        let (fd, offset, vectors) = (types::Fd(self.fd()), self.offset, self.current());
+    /// Does all of a read now, if its data is in the page cache; else nothing counts.
+    pub fn read_cached(&self, image: &Image) -> bool {
+        let vectors = self.current();
+        let (at, count) = (vectors.as_ptr(), count_of(vectors).cast_signed());
+        let offset = self.offset.cast_signed();
+        // SAFETY: as in `call`.
+        let result =
+            unsafe { libc::preadv2(image.as_raw_fd(), at, count, offset, libc::RWF_NOWAIT) };
+        if result < 0 && last_errno() == -libc::EOPNOTSUPP {
+            image.cannot_be_cached();
+        }
+        u64::try_from(result).is_ok_and(|result| result == self.left)
+    }
+
+    /// The ring entry for the next step. What is in `memory` needs no look-up of its pages.
+    pub fn entry(&self, target: Target, memory: &FixedMemory) -> squeue::Entry {
+        match target {
+            Target::Descriptor(fd) => self.entry_on(types::Fd(fd), memory),
+            // The flag makes an index of what is elsewhere a descriptor. Both are small.
+            Target::Registered(index) => self
+                .entry_on(types::Fd(index.cast_signed()), memory)
+                .flags(squeue::Flags::FIXED_FILE),
+        }
+    }
+
+    fn entry_on(&self, fd: types::Fd, memory: &FixedMemory) -> squeue::Entry {
+        let (offset, vectors) = (self.offset, self.current());
         let (at, count) = (vectors.as_ptr(), count_of(vectors));
         // One vector needs no copy of the vectors in the kernel.
         let single = match vectors {
@@ -320,8 +368,20 @@ impl Io {
                 .map(|len| (one.iov_base.cast::<u8>(), len)),
             _ => None,
         };
+        let fixed = single.and_then(|(at, len)| memory.find(at.addr(), len as usize));
         let flags = self.write_flags();
         match (self.step, single) {
+            (Step::Read, Some((at, len))) if let Some(buffer) = fixed => {
+                opcode::ReadFixed::new(fd, at, len, buffer)
+                    .offset(offset)
+                    .build()
+            }
+            (Step::Write, Some((at, len))) if let Some(buffer) = fixed => {
+                opcode::WriteFixed::new(fd, at, len, buffer)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build()
+            }
             (Step::Read, Some((at, len))) => opcode::Read::new(fd, at, len).offset(offset).build(),
             (Step::Read, None) => opcode::Readv::new(fd, at, count).offset(offset).build(),
             (Step::Write | Step::WriteZeroes, Some((at, len))) => opcode::Write::new(fd, at, len)

@@ -20,11 +20,13 @@ pub mod testing;
 pub use config::{
     BackendConfig, BackendKind, CacheMode, MAX_MEMORY, MAX_NULL, OpenError, UnknownCacheMode, open,
 };
-pub use engine::{Engine, EngineKind, EngineStats, Mailbox};
+pub use engine::{Engine, EngineKind, EngineStats, LockError, Mailbox};
 pub use resize::ResizeError;
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::closed::Closed;
 use crate::ram::GuestSlice;
 
 /// What a request asks of a backend.
@@ -230,6 +232,12 @@ pub trait Backend: Send + Sync {
     /// it.
     fn medium(&self) -> Option<Medium> {
         None
+    }
+
+    /// Has `closed` dropped when the backend is dropped and what is behind it is closed, if that is
+    /// later: engines close an image when they find time for it.
+    fn tell_closed(&self, closed: Arc<Closed>) {
+        drop(closed);
     }
 
     /// One line for people, such as `file=/tmp/a.img` or `memory=64M`.

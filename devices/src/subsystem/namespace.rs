@@ -65,8 +65,8 @@ pub struct Namespace {
     identity: Identity,
     blocks: AtomicU64,
     backend: Arc<dyn Backend>,
-    // The last field: it is dropped behind the backend.
-    closed: Closed,
+    // The last field: it is dropped behind the backend, which may keep it for longer.
+    closed: Arc<Closed>,
 }
 
 impl std::fmt::Debug for Namespace {
@@ -89,6 +89,8 @@ impl Namespace {
             (_, true, _) => Reach::Shared,
         };
         let block_shift = backend.block_size().trailing_zeros();
+        let closed = Arc::<Closed>::default();
+        backend.tell_closed(Arc::clone(&closed));
         Self {
             id: config.id,
             nsid,
@@ -102,7 +104,7 @@ impl Namespace {
             },
             blocks: AtomicU64::new(backend.size() >> block_shift),
             backend,
-            closed: Closed::default(),
+            closed,
         }
     }
 

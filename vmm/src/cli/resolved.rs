@@ -1,5 +1,6 @@
 //! A machine as it was understood (`--dry-run`): a description that `--machine` takes.
 
+use devices::nvme::MemoryLock;
 use toml::{Table, Value};
 
 use super::RunConfig;
@@ -44,6 +45,11 @@ pub fn text(config: &RunConfig) -> String {
     machine.add("memory", format_size(config.memory));
     machine.add("cpus", i64::from(config.cpus));
     machine.add("io-threads", i64::from(config.io_threads));
+    let lock = match config.memory_lock {
+        MemoryLock::On => "mem-lock=on",
+        MemoryLock::Off => "mem-lock=off",
+    };
+    machine.add("overcommit", lock);
     machine.maybe("com2", config.com2.as_deref().map(path));
     machine.maybe("control-pipe", config.control_pipe.as_deref().map(path));
     machine.maybe("control-socket", config.control_socket.as_deref().map(path));

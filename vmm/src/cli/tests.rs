@@ -98,6 +98,7 @@ fn defaults_are_small() {
         control_pipe: None,
         control_socket: None,
         io_threads: 1,
+        memory_lock: MemoryLock::Off,
         com2: None,
         verbosity: 0,
     };
@@ -169,7 +170,7 @@ fn devices_and_disks_arrive_in_order() {
     let config = config(
         "--disk DIR/a.img,ro --disk DIR/b,,c.img,id=d --disk memory=1M --device nvme-subsys,id=s \
          --device=nvme,id=c0,subsys=s --device nvme-ns,bus=s,null=1G --control-pipe DIR/good \
-         --control-socket DIR/socket --com2 DIR/new --io-threads 64 --initrd DIR/a.img",
+         --control-socket DIR/socket --com2 DIR/new --io-threads 64 --overcommit mem-lock=on --initrd DIR/a.img",
     );
     assert_eq!(config.disks.len(), 3);
     assert!(config.disks[0].disk.ro);
@@ -182,6 +183,7 @@ fn devices_and_disks_arrive_in_order() {
     let drivers: Vec<_> = config.devices.iter().map(DeviceSpec::driver).collect();
     assert_eq!(drivers, ["nvme-subsys", "nvme", "nvme-ns"]);
     assert_eq!(config.io_threads, 64);
+    assert_eq!(config.memory_lock, MemoryLock::On);
     assert!(config.control_pipe.is_some() && config.control_socket.is_some());
     assert!(config.com2.is_some() && config.initrd.is_some());
 }
@@ -285,7 +287,7 @@ fn described(dir: &TempDir, toml: &str, line: &str) -> Result<Invocation, CliErr
 
 #[test]
 fn a_description_means_what_the_command_line_means() {
-    let line = "--kernel DIR/kernel -m 1G --cpus 2 --io-threads 3 --append a~b --com2 DIR/out \
+    let line = "--kernel DIR/kernel -m 1G --cpus 2 --io-threads 3 --overcommit mem-lock=on --append a~b --com2 DIR/out \
                 --control-socket DIR/new --disk DIR/b,,c.img,cache=none,nsid=9 \
                 --object nvme-ns,id=o,bus=s,null=1T,ro,shared=off,ctrl=c,detached \
                 --drive file=DIR/a.img,id=d,if=none,readonly=on --device nvme-subsys,id=s \
@@ -355,7 +357,7 @@ fn wrong_descriptions_are_refused_with_their_name() {
             "disks = 1",
             "",
             "--machine DIR/machine.toml: unknown key \"disks\" (did you mean \"disk\"?); known: kernel, \
-             initrd, append, memory, cpus, io-threads, com2, control-pipe, control-socket, disk, drive, \
+             initrd, append, memory, cpus, io-threads, overcommit, com2, control-pipe, control-socket, disk, drive, \
              object, device",
         ),
     ] {
@@ -520,6 +522,10 @@ fn wrong_command_lines_are_refused() {
             (
                 &format!("{K} --cpus two"),
                 "--cpus two: must be a number from 1 to 64",
+            ),
+            (
+                &format!("{K} --overcommit cpu-pm=on"),
+                "--overcommit cpu-pm=on: must be mem-lock=on or mem-lock=off",
             ),
             (
                 &format!("{K} --io-threads 65"),

@@ -10,7 +10,7 @@ mod steady;
 mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -18,7 +18,7 @@ use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::ram::GuestRam;
-use crate::storage::{Engine, EngineStats};
+use crate::storage::{Engine, EngineKind, EngineStats};
 use crate::subsystem::Namespace;
 
 use super::core::Core;
@@ -141,14 +141,27 @@ impl Shared {
 
 struct Thread {
     shared: Arc<Shared>,
+    engine: EngineKind,
     engine_stats: Arc<EngineStats>,
     handle: Option<JoinHandle<()>>,
+}
+
+/// What becomes of guest memory that I/O threads move data to and from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MemoryLock {
+    /// Its pages are looked up for each request.
+    #[default]
+    Off,
+    /// All of it is registered with each thread's io_uring, and so stays in the host's memory.
+    On,
 }
 
 /// The I/O threads of a machine, shared by its controllers. They end when the last user is gone.
 pub struct IoThreads {
     threads: Vec<Thread>,
     next: AtomicUsize,
+    ram: GuestRam,
+    memory_lock: MemoryLock,
 }
 
 impl std::fmt::Debug for IoThreads {
@@ -163,13 +176,36 @@ impl IoThreads {
     /// # Errors
     /// A thread or its I/O engine cannot be made.
     pub fn new(count: usize, ram: &GuestRam) -> io::Result<Arc<Self>> {
+        Self::with_memory(count, ram, MemoryLock::Off)
+    }
+
+    /// Starts `count` threads (at least one), with guest memory locked or not.
+    ///
+    /// # Errors
+    /// As [`IoThreads::new`]; and guest memory cannot be locked, see
+    /// [`LockError`](crate::storage::LockError).
+    pub fn with_memory(
+        count: usize,
+        ram: &GuestRam,
+        memory_lock: MemoryLock,
+    ) -> io::Result<Arc<Self>> {
         let threads = (0..count.max(1))
-            .map(|index| start(index, ram.clone()))
+            .map(|index| start(index, ram.clone(), memory_lock))
             .collect::<io::Result<_>>()?;
         Ok(Arc::new(Self {
             threads,
             next: AtomicUsize::new(0),
+            ram: ram.clone(),
+            memory_lock,
         }))
+    }
+
+    /// Starts `count` other threads for the same guest, made like these.
+    ///
+    /// # Errors
+    /// As [`IoThreads::with_memory`].
+    pub fn like_these(&self, count: usize) -> io::Result<Arc<Self>> {
+        Self::with_memory(count, &self.ram, self.memory_lock)
     }
 
     /// Number of threads.
@@ -224,15 +260,22 @@ impl Drop for IoThreads {
 impl Thread {
     fn info(&self) -> IoThreadInfo {
         let stats = &self.shared.stats;
+        let engine = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         IoThreadInfo {
             index: self.shared.index,
             sleeps: stats.sleeps.get(),
             doorbell_wakeups: stats.doorbell_wakeups.get(),
             kicks: stats.kicks.get(),
             polled: stats.polled.get(),
-            submissions: self.engine_stats.submissions.load(Ordering::Relaxed),
-            enters: self.engine_stats.enters.load(Ordering::Relaxed),
-            completions: self.engine_stats.completions.load(Ordering::Relaxed),
+            engine: self.engine,
+            submissions: engine(&self.engine_stats.submissions),
+            enters: engine(&self.engine_stats.enters),
+            inline: engine(&self.engine_stats.inline),
+            completions: engine(&self.engine_stats.completions),
+            bounced: engine(&self.engine_stats.bounced),
+            iopolled: engine(&self.engine_stats.iopolled),
+            registered_files: engine(&self.engine_stats.registered_files),
+            registered_memory: engine(&self.engine_stats.registered_memory),
         }
     }
 }
@@ -250,24 +293,40 @@ pub struct IoThreadInfo {
     pub kicks: u64,
     /// Times it found work by looking for it instead of sleeping.
     pub polled: u64,
+    /// What its I/O engine drives files with.
+    pub engine: EngineKind,
     /// Requests given to the I/O engine.
     pub submissions: u64,
-    /// Calls of the kernel by the I/O engine.
+    /// Calls of io_uring_enter by the I/O engine, or batches given to its thread pool.
     pub enters: u64,
-    /// Completions taken from the I/O engine.
+    /// Transfers of images in memory that the thread did itself, by a system call each.
+    pub inline: u64,
+    /// Requests that the I/O engine has done.
     pub completions: u64,
+    /// Requests whose data was copied, because O_DIRECT could not reach it where the guest has it.
+    pub bounced: u64,
+    /// Requests whose completion was looked for at the device, which has queues for that.
+    pub iopolled: u64,
+    /// Images that are registered with io_uring now.
+    pub registered_files: u64,
+    /// Bytes of guest memory that are registered with io_uring.
+    pub registered_memory: u64,
 }
 
-fn start(index: usize, ram: GuestRam) -> io::Result<Thread> {
+fn start(index: usize, ram: GuestRam, memory_lock: MemoryLock) -> io::Result<Thread> {
     let shared = Arc::new(Shared::new(index)?);
-    let engine = Engine::new(ram)?;
-    let engine_stats = engine.stats();
+    let mut engine = Engine::new(ram)?;
+    if memory_lock == MemoryLock::On {
+        engine.register_memory().map_err(io::Error::other)?;
+    }
+    let (kind, engine_stats) = (engine.kind(), engine.stats());
     let mut worker = Worker::new(Arc::clone(&shared), engine)?;
     let handle = std::thread::Builder::new()
         .name(format!("io{index}"))
         .spawn(move || worker.run())?;
     Ok(Thread {
         shared,
+        engine: kind,
         engine_stats,
         handle: Some(handle),
     })

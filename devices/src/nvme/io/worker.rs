@@ -120,7 +120,9 @@ impl Worker {
                     }
                 }
                 Turn::Idle => {
-                    if !self.polling.look_again(self.poll_limit()) {
+                    let look =
+                        self.engine.must_poll() || self.polling.look_again(self.poll_limit());
+                    if !look {
                         self.sleep();
                     }
                 }

@@ -6,7 +6,8 @@ use super::harness::*;
 use super::held::{remove, wait};
 use crate::nvme::spec::{NvmOpcode, Status};
 use crate::storage::testing::Mode;
-use crate::subsystem::SubsystemError;
+use crate::storage::{BackendConfig, BackendKind, CacheMode, open};
+use crate::subsystem::{NamespaceConfig, SubsystemError};
 
 #[test]
 fn a_removed_namespace_closes_when_its_last_command_ends() {
@@ -145,4 +146,44 @@ fn a_stopped_controller_is_quiet_when_its_commands_ended() {
     assert!(guest.controller.is_quiet());
     control.release_all();
     assert!(!pair.1.has_one());
+}
+
+/// I/O threads keep the images that they have used: they let go of them, asleep or not, before anybody
+/// hears that the namespace is gone.
+#[test]
+fn an_image_is_free_when_its_namespace_is_gone() {
+    let machine = Machine::new();
+    let guest = machine.enabled("c");
+    // Each on a thread of its own.
+    let mut pairs = [1, 2].map(|id| guest.create_pair(id, 8));
+    let buffer = machine.page();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let image = BackendConfig {
+        kind: BackendKind::File {
+            path: file.path().into(),
+            cache: CacheMode::Writeback,
+        },
+        read_only: false,
+        block_size: 512,
+    };
+    for round in 0..20 {
+        let backend = open(&image).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let config = NamespaceConfig {
+            shared: true,
+            nsid: Some(1),
+            ..NamespaceConfig::default()
+        };
+        machine.subsystem.add_namespace(config, backend).unwrap();
+        for pair in &mut pairs {
+            // The guest has to look first if it had a namespace there before.
+            guest.identify(2, 0, 0, 0).unwrap();
+            let cqe = guest.io(pair, &transfer(NvmOpcode::READ, 1, 0, 8, (buffer, 0)));
+            assert_eq!(cqe.status(), Status::SUCCESS, "round {round}");
+        }
+        let (closed, namespace) = remove(&machine, 1);
+        drop(namespace);
+        wait(&closed);
+        guest.identify(2, 0, 0, 0).unwrap();
+    }
 }

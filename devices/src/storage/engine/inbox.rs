@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -23,8 +23,27 @@ impl Mailbox {
     }
 }
 
+/// Tells an engine that the backend of an image that it used is gone.
+#[derive(Debug)]
+pub(in crate::storage) struct User(Weak<Inbox>);
+
+impl User {
+    /// Has the engine let go of the image with this number, on its own thread, soon.
+    pub fn disown(&self, number: u64) {
+        if let Some(inbox) = self.0.upgrade() {
+            inbox.post(|state| state.disowned.push(number));
+        }
+    }
+
+    /// Whether the engine is gone.
+    pub fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
 /// Finished work and the event that tells of it. The event is readable if and only if something is
 /// inside or [`Inbox::wake`] was called: both change under the lock.
+#[derive(Debug)]
 pub(super) struct Inbox {
     state: Mutex<State>,
     event: EventFd,
@@ -32,11 +51,24 @@ pub(super) struct Inbox {
     full: AtomicBool,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     mail: Vec<Completion>,
     jobs: Vec<Job>,
+    /// Numbers of images.
+    disowned: Vec<u64>,
     signalled: bool,
+}
+
+/// What was inside. Kept to be filled again.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// Completions of other threads.
+    pub mail: Vec<Completion>,
+    /// Finished jobs.
+    pub jobs: Vec<Job>,
+    /// Numbers of images whose backends are gone.
+    pub disowned: Vec<u64>,
 }
 
 impl Inbox {
@@ -52,6 +84,11 @@ impl Inbox {
         Mailbox(self.clone())
     }
 
+    /// What an image tells that its backend is gone.
+    pub fn user(self: &Arc<Self>) -> User {
+        User(Arc::downgrade(self))
+    }
+
     /// Leaves a finished job.
     pub fn finish(&self, job: Job) {
         self.post(|state| state.jobs.push(job));
@@ -62,14 +99,15 @@ impl Inbox {
         self.post(|_| ());
     }
 
-    /// Moves everything to `mail` and `jobs`; no system call if there is nothing.
-    pub fn take(&self, mail: &mut Vec<Completion>, jobs: &mut Vec<Job>) {
+    /// Moves everything behind what is in `taken`; no system call if there is nothing.
+    pub fn take(&self, taken: &mut Taken) {
         if !self.full.load(Ordering::Acquire) {
             return;
         }
         let mut state = self.lock();
-        mail.append(&mut state.mail);
-        jobs.append(&mut state.jobs);
+        taken.mail.append(&mut state.mail);
+        taken.jobs.append(&mut state.jobs);
+        taken.disowned.append(&mut state.disowned);
         if std::mem::take(&mut state.signalled) {
             // A nonblocking read of a signalled eventfd; there is nothing to do about a failure.
             let _ = self.event.read();

@@ -1,9 +1,12 @@
 //! The engine of one I/O thread: it drives file requests with io_uring or a thread pool, and takes
 //! completions from other threads.
 
+mod files;
 mod inbox;
+mod memory;
 mod pool;
 mod ring;
+mod rings;
 mod slab;
 
 use std::io;
@@ -12,36 +15,80 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use self::inbox::Inbox;
+use serde::Serialize;
+
 pub use self::inbox::Mailbox;
+pub(super) use self::inbox::User;
+use self::inbox::{Inbox, Taken};
+pub(super) use self::memory::FixedMemory;
 use self::pool::{Job, Pool};
-use self::ring::Ring;
+use self::rings::Rings;
 use self::slab::{Queued, Slab, State};
-use super::io::{Io, Next, Plan};
+use super::file::Image;
+use super::io::{Io, Next, Plan, Step};
 use super::{BackendError, Cancel, Completion, Request, Submitted, Token};
 use crate::ram::GuestRam;
 
 /// How an engine reaches files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub enum EngineKind {
     /// io_uring; where it is forbidden, threads, with one warning.
     #[default]
+    #[serde(rename = "auto")]
     Auto,
     /// io_uring or an error.
+    #[serde(rename = "io_uring")]
     IoUring,
     /// A pool of threads.
+    #[serde(rename = "threads")]
     Threads,
+}
+
+/// Why guest memory cannot be registered.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The engine works with threads.
+    #[error(
+        "guest memory can be locked (mem-lock=on) for io_uring only, which cannot be used here: \
+         leave mem-lock=on out"
+    )]
+    NoRing,
+    /// More than the user may lock.
+    #[error(
+        "{bytes} bytes of guest memory cannot be locked (mem-lock=on) for an I/O thread: raise \
+         RLIMIT_MEMLOCK (ulimit -l, or LimitMEMLOCK= of a service) by as much for each I/O thread, \
+         or leave mem-lock=on out"
+    )]
+    Limit {
+        /// All guest memory.
+        bytes: usize,
+    },
+    /// The kernel refused for another reason.
+    #[error("guest memory cannot be locked (mem-lock=on) for an I/O thread: {0}")]
+    Host(io::Error),
 }
 
 /// Counters of one engine. Written by its thread, read by any.
 #[derive(Debug, Default)]
 pub struct EngineStats {
-    /// Calls of io_uring_enter, batches handed to the thread pool, or transfers done at once.
+    /// Calls of io_uring_enter, or batches handed to the thread pool.
     pub enters: AtomicU64,
+    /// Transfers that the engine's thread did at once, by a system call each: of images in memory, and
+    /// of what was in the page cache.
+    pub inline: AtomicU64,
     /// I/O operations started by them, continuations of short ones and cancellations included.
     pub submissions: AtomicU64,
-    /// Completions returned by [`Engine::reap`].
+    /// Requests that were done, those done at once included.
     pub completions: AtomicU64,
+    /// Requests whose data went through a buffer of the engine's, because O_DIRECT could not reach it
+    /// where the guest has it.
+    pub bounced: AtomicU64,
+    /// Requests whose completion was looked for at the device (IORING_SETUP_IOPOLL).
+    pub iopolled: AtomicU64,
+    /// Images that are registered with the ring now.
+    pub registered_files: AtomicU64,
+    /// Bytes of guest memory that are registered with the ring.
+    pub registered_memory: AtomicU64,
 }
 
 impl EngineStats {
@@ -55,7 +102,7 @@ impl EngineStats {
 // One a thread, used with every request: no box.
 #[allow(clippy::large_enum_variant)]
 enum Driver {
-    Ring(Ring),
+    Rings(Rings),
     Pool(Pool),
 }
 
@@ -71,10 +118,32 @@ pub struct Engine {
     /// Requests that a [`Mailbox`] completes.
     remote: usize,
     stats: Arc<EngineStats>,
-    mail: Vec<Completion>,
-    jobs: Vec<Job>,
-    /// For [`Engine::run_file`].
+    taken: Taken,
+    /// For requests that are done at once.
     direct: Io,
+    batch: Batch,
+}
+
+/// How many requests on files come between two kicks.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Since the last kick.
+    now: usize,
+    /// Before it, the last time that there were any.
+    last: usize,
+}
+
+impl Batch {
+    fn end(&mut self) {
+        if self.now > 0 {
+            self.last = std::mem::take(&mut self.now);
+        }
+    }
+
+    /// Whether it is likely that a request that comes now will be the only one.
+    fn is_single(&self) -> bool {
+        self.now == 0 && self.last <= 1
+    }
 }
 
 impl Engine {
@@ -104,10 +173,10 @@ impl Engine {
         let inbox = Inbox::new()?;
         let pool = || Pool::new(&ram, &inbox).map(Driver::Pool);
         let driver = match kind {
-            EngineKind::IoUring => Driver::Ring(Ring::new()?),
+            EngineKind::IoUring => Driver::Rings(Rings::new()?),
             EngineKind::Threads => pool()?,
-            EngineKind::Auto => match Ring::new() {
-                Ok(ring) => Driver::Ring(ring),
+            EngineKind::Auto => match Rings::new() {
+                Ok(rings) => Driver::Rings(rings),
                 Err(error) if ring::is_forbidden(&error) => {
                     warn_of_threads(&error);
                     pool()?
@@ -122,18 +191,32 @@ impl Engine {
             inbox,
             remote: 0,
             stats: Arc::default(),
-            mail: Vec::new(),
-            jobs: Vec::new(),
+            taken: Taken::default(),
             direct: Io::default(),
+            batch: Batch::default(),
         })
     }
 
     /// [`EngineKind::IoUring`] or [`EngineKind::Threads`].
     pub fn kind(&self) -> EngineKind {
         match self.driver {
-            Driver::Ring(_) => EngineKind::IoUring,
+            Driver::Rings(_) => EngineKind::IoUring,
             Driver::Pool(_) => EngineKind::Threads,
         }
+    }
+
+    /// Registers all guest memory with the ring: the kernel need not look up the pages of each
+    /// request. They stay in memory until the engine is dropped, and are locked as `mlock` would do.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn register_memory(&mut self) -> Result<(), LockError> {
+        let Driver::Rings(rings) = &mut self.driver else {
+            return Err(LockError::NoRing);
+        };
+        let bytes = rings.register_memory(&self.ram)?;
+        EngineStats::add(&self.stats.registered_memory, bytes);
+        Ok(())
     }
 
     /// The guest memory that requests point into.
@@ -145,9 +228,10 @@ impl Engine {
     ///
     /// To be called before sleeping, also after [`super::Backend::cancel`].
     pub fn kick(&mut self) {
+        self.batch.end();
         match &mut self.driver {
-            Driver::Ring(ring) => {
-                if !ring.submit(&mut self.slab, &self.stats) {
+            Driver::Rings(rings) => {
+                if !rings.submit(&mut self.slab, &self.stats) {
                     // The kernel is short of memory: come back rather than spin here.
                     self.inbox.wake();
                 }
@@ -164,19 +248,23 @@ impl Engine {
     }
 
     /// Appends what has completed to `out`, without a system call unless another thread completed
-    /// something or a short transfer has to be continued.
+    /// something, a short transfer has to be continued, or [`Engine::must_poll`].
     pub fn reap(&mut self, out: &mut Vec<Completion>) {
         let before = out.len();
         let go_on = match &mut self.driver {
-            Driver::Ring(ring) => ring.reap(&mut self.slab, out),
+            Driver::Rings(rings) => rings.reap(&mut self.slab, out, &self.stats),
             Driver::Pool(_) => false,
         };
-        self.inbox.take(&mut self.mail, &mut self.jobs);
-        self.remote = self.remote.saturating_sub(self.mail.len());
-        out.append(&mut self.mail);
-        for job in self.jobs.drain(..) {
+        self.inbox.take(&mut self.taken);
+        self.remote = self.remote.saturating_sub(self.taken.mail.len());
+        out.append(&mut self.taken.mail);
+        for job in self.taken.jobs.drain(..) {
             out.push(self.slab.finish(job));
         }
+        for number in self.taken.disowned.drain(..) {
+            self.slab.files.disown(number);
+        }
+        self.close_unused();
         if out.len() > before {
             EngineStats::add(&self.stats.completions, out.len() - before);
         }
@@ -195,11 +283,17 @@ impl Engine {
         self.slab.used() + self.remote
     }
 
+    /// Whether requests are with a device that tells nobody when it has done them: the thread must
+    /// call [`Engine::reap`] again instead of sleeping.
+    pub fn must_poll(&self) -> bool {
+        self.slab.polling() > 0
+    }
+
     /// Descriptors that are readable while [`Engine::reap`] has something to return, for epoll
-    /// (level-triggered). They stay the same for the engine's life.
+    /// (level-triggered), unless [`Engine::must_poll`]. They stay the same for the engine's life.
     pub fn wake_fds(&self) -> Vec<RawFd> {
         let ring = match &self.driver {
-            Driver::Ring(ring) => Some(ring.as_raw_fd()),
+            Driver::Rings(rings) => Some(rings.as_raw_fd()),
             Driver::Pool(_) => None,
         };
         ring.into_iter().chain([self.inbox.as_raw_fd()]).collect()
@@ -226,51 +320,128 @@ impl Engine {
         self.stats.clone()
     }
 
-    /// Does a request on a file now, for files whose transfers wait for nothing.
+    /// Does a request on an image now, for images whose transfers wait for nothing.
     pub(super) fn run_file(
         &mut self,
+        image: &Image,
         plan: Plan,
         request: &Request<'_>,
     ) -> Result<(), BackendError> {
         EngineStats::add(&self.stats.submissions, 1);
-        self.direct.start(plan, request);
+        let bounces = &mut self.slab.bounces;
+        self.direct.start(image, plan, request, bounces);
         let result = loop {
-            EngineStats::add(&self.stats.enters, 1);
-            if let Next::Done(result) = self.direct.advance(self.direct.call()) {
+            EngineStats::add(&self.stats.inline, 1);
+            if let Next::Done(result) = self.direct.advance(image, self.direct.call(image)) {
                 break result;
             }
         };
-        self.direct.clear();
+        self.direct.clear(bounces);
+        self.count_bounced();
         EngineStats::add(&self.stats.completions, 1);
         result
     }
 
-    /// Queues a request on a file.
-    pub(super) fn submit_file(&mut self, plan: Plan, request: &Request<'_>) -> Submitted {
-        if self.slab.add(plan, request, Self::CAPACITY + Self::BURST) {
-            Submitted::Pending
-        } else {
-            Submitted::Done(Err(BackendError::Io(libc::EAGAIN)))
+    /// Does a read now if that is likely to be cheaper than asking the kernel for it in a batch, and if
+    /// its data is in the page cache; whether it is done.
+    pub(super) fn read_cached(&mut self, image: &Image, request: &Request<'_>) -> bool {
+        if !self.batch.is_single() || self.slab.used() > 0 || !image.may_be_cached() {
+            return false;
         }
+        let plan = Plan {
+            step: Step::Read,
+            stable: false,
+        };
+        let bounces = &mut self.slab.bounces;
+        self.direct.start(image, plan, request, bounces);
+        let done = self.direct.read_cached(image);
+        self.direct.clear(bounces);
+        if done {
+            self.batch.now += 1;
+            for counter in [
+                &self.stats.submissions,
+                &self.stats.inline,
+                &self.stats.completions,
+            ] {
+                EngineStats::add(counter, 1);
+            }
+        }
+        done
+    }
+
+    /// Queues a request on an image. The engine keeps the image open until its backend says that it is
+    /// gone, see [`Image::add_user`].
+    pub(super) fn submit_file(
+        &mut self,
+        image: &Arc<Image>,
+        plan: Plan,
+        request: &Request<'_>,
+    ) -> Submitted {
+        let file = match self.slab.files.find(image) {
+            Some(file) => file,
+            None => self.adopt(image),
+        };
+        self.batch.now += 1;
+        let limit = Self::CAPACITY + Self::BURST;
+        if !self.slab.add(file, plan, request, limit) {
+            return Submitted::Done(Err(BackendError::Io(libc::EAGAIN)));
+        }
+        self.count_bounced();
+        Submitted::Pending
+    }
+
+    /// Takes in an image that it has not used before.
+    fn adopt(&mut self, image: &Arc<Image>) -> u32 {
+        image.add_user(self.inbox.user());
+        let index = self.slab.files.insert(Arc::clone(image));
+        if let Driver::Rings(rings) = &mut self.driver {
+            rings.adopt(&mut self.slab, index, &self.ram);
+        }
+        self.count_registered();
+        index
+    }
+
+    /// Lets go of images whose backends are gone and whose last request has ended.
+    fn close_unused(&mut self) {
+        while let Some((index, name)) = self.slab.files.unused() {
+            if let Driver::Rings(rings) = &self.driver {
+                rings.let_go(index, name);
+            }
+            self.slab.files.remove(index);
+            self.count_registered();
+        }
+    }
+
+    fn count_registered(&self) {
+        let count = self.slab.files.registered() as u64;
+        let registered = &self.stats.registered_files;
+        registered.store(count, Ordering::Relaxed);
+    }
+
+    fn count_bounced(&self) {
+        let count = self.slab.bounces.taken();
+        self.stats.bounced.store(count, Ordering::Relaxed);
     }
 
     /// Cancels a request that [`Engine::submit_file`] queued.
     pub(super) fn cancel_file(&mut self, token: Token) -> Cancel {
-        match self.slab.find(token) {
+        let cancel = match self.slab.find(token) {
             None | Some((_, State::Free)) => Cancel::Cancelled,
             Some((index, State::Queued)) => {
                 self.slab.unqueue(index);
                 Cancel::Cancelled
             }
             Some((index, State::Sent)) => self.cancel_sent(index),
-        }
+        };
+        self.close_unused();
+        cancel
     }
 
     fn cancel_sent(&mut self, index: u32) -> Cancel {
-        let id = self.slab.cancel(index);
         match &self.driver {
-            Driver::Ring(_) => self.slab.queue.push_back(Queued::Cancel(id)),
+            Driver::Rings(_) => self.slab.cancel(index),
             Driver::Pool(pool) => {
+                self.slab.mark_cancelled(index);
                 if let Some(job) = pool.take_back(index) {
                     self.slab.finish(job);
                     return Cancel::Cancelled;
@@ -305,10 +476,10 @@ impl Drop for Engine {
     /// Cancels what is in flight. Memory that the kernel may still write is leaked, not freed.
     fn drop(&mut self) {
         // The threads of a pool own what they use, and the pool stops them.
-        let Driver::Ring(ring) = &mut self.driver else {
+        let Driver::Rings(rings) = &mut self.driver else {
             return;
         };
-        if ring.stop(&mut self.slab, Self::DROP_LIMIT) {
+        if rings.stop(&mut self.slab, Self::DROP_LIMIT) {
             return;
         }
         let left = self.slab.used();
@@ -318,5 +489,7 @@ impl Drop for Engine {
     }
 }
 
+#[cfg(test)]
+mod load;
 #[cfg(test)]
 mod tests;

@@ -10,15 +10,20 @@ use super::Engine;
 use super::inbox::Inbox;
 use crate::ram::GuestRam;
 use crate::storage::BackendError;
+use crate::storage::file::Image;
 use crate::storage::io::{Io, Next};
 
 /// Threads of one pool: so many file requests of an engine run at once.
 const THREADS: usize = 4;
 
-/// A request on its way through the pool and back. It owns all that the thread touches.
+/// A request on its way through the pool and back. It owns all that the thread touches, the image
+/// too: it may outlive the engine.
+#[derive(Debug)]
 pub(super) struct Job {
     /// The slot that it came from.
     pub slot: u32,
+    /// The image.
+    pub image: Arc<Image>,
     /// The request; handed back so that its vectors are used again.
     pub io: Io,
     /// Set by the engine: give up between two system calls.
@@ -141,18 +146,18 @@ impl Drop for Pool {
 
 fn work(shared: &Shared, inbox: &Inbox) {
     while let Some(mut job) = shared.next() {
-        job.result = run(&mut job.io, &[&shared.stop, &job.cancel]);
+        job.result = run(&job.image, &mut job.io, &[&shared.stop, &job.cancel]);
         inbox.finish(job);
         shared.left();
     }
 }
 
-fn run(io: &mut Io, stop: &[&AtomicBool]) -> Result<(), BackendError> {
+fn run(image: &Image, io: &mut Io, stop: &[&AtomicBool]) -> Result<(), BackendError> {
     loop {
         if stop.iter().any(|stop| stop.load(Ordering::Relaxed)) {
             return Err(BackendError::Cancelled);
         }
-        if let Next::Done(result) = io.advance(io.call()) {
+        if let Next::Done(result) = io.advance(image, io.call(image)) {
             return result;
         }
     }

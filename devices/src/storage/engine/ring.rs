@@ -1,13 +1,15 @@
-//! The io_uring behind an engine.
+//! An io_uring behind an engine.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode};
 
-use super::slab::{Queued, Slab};
+use super::memory::FixedMemory;
+use super::slab::{Lane, Queued, Slab};
 use super::{Engine, EngineStats};
+use crate::ram::GuestRam;
 use crate::storage::Completion;
 
 /// Entries of the submission queue: a full engine is submitted at once.
@@ -19,23 +21,33 @@ const COMPLETIONS: u32 = 4096;
 const _: () = assert!(Engine::CAPACITY <= ENTRIES as usize);
 const _: () = assert!(2 * (Engine::CAPACITY + Engine::BURST) <= COMPLETIONS as usize);
 
+/// Places in the table of registered files: as many as a subsystem has namespaces.
+const FILES: u32 = 1024;
+
 /// The id of cancel operations, which no request has.
 const CANCEL_ID: u64 = u64::MAX;
 
 /// Fruitless attempts to submit before the thread goes back to its other work.
 const ATTEMPTS: u32 = 8;
 
+/// Whether a ring has a table of registered files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileTable {
+    Registered,
+    None,
+}
+
 pub(super) struct Ring {
     ring: IoUring,
+    lane: Lane,
+    files: FileTable,
+    memory: FixedMemory,
 }
 
 impl Ring {
     /// Sets a ring up and checks that the kernel knows the operations.
-    pub fn new() -> io::Result<Self> {
-        let ring = IoUring::builder()
-            .setup_cqsize(COMPLETIONS)
-            .dontfork()
-            .build(ENTRIES)?;
+    pub fn new(lane: Lane) -> io::Result<Self> {
+        let ring = build(lane)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         let codes = [
@@ -50,7 +62,56 @@ impl Ring {
         if !codes.iter().all(|&code| probe.is_supported(code)) {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
-        Ok(Self { ring })
+        let files = register_files(&ring);
+        Ok(Self {
+            ring,
+            lane,
+            files,
+            memory: FixedMemory::default(),
+        })
+    }
+
+    /// Registers a file under an index; `false` if it has to go by its descriptor.
+    pub fn register_file(&self, index: u32, fd: RawFd) -> bool {
+        self.set_file(index, fd).is_ok_and(|count| count == 1)
+    }
+
+    /// Lets go of a file, at once if no request is on it.
+    pub fn unregister_file(&self, index: u32) {
+        if let Err(error) = self.set_file(index, -1) {
+            tracing::error!("io_uring does not let go of a file: {error}");
+        }
+    }
+
+    fn set_file(&self, index: u32, fd: RawFd) -> io::Result<usize> {
+        if self.files == FileTable::None || index >= FILES {
+            return Err(io::Error::from_raw_os_error(libc::ENXIO));
+        }
+        self.ring.submitter().register_files_update(index, &[fd])
+    }
+
+    /// Lets go of all files.
+    fn unregister_files(&mut self) {
+        if self.files == FileTable::Registered {
+            // It may fail if requests do not end, which is told elsewhere.
+            let _ = self.ring.submitter().unregister_files();
+            self.files = FileTable::None;
+        }
+    }
+
+    /// Registers all memory of a guest, which stays in memory from now on. Once.
+    pub fn register_memory(&mut self, ram: &GuestRam) -> io::Result<()> {
+        let memory = FixedMemory::of(ram);
+        // SAFETY: the ranges are mapped for as long as the engine keeps the guest's memory; and the
+        // kernel keeps the pages, mapped or not.
+        unsafe { self.ring.submitter().register_buffers(&memory.vectors())? };
+        self.memory = memory;
+        Ok(())
+    }
+
+    /// The registered memory.
+    pub fn memory(&self) -> &FixedMemory {
+        &self.memory
     }
 
     /// Submits all that is queued; `false` if the kernel could not take it now.
@@ -80,8 +141,8 @@ impl Ring {
     fn fill(&mut self, slab: &mut Slab) -> bool {
         let mut entries = self.ring.submission();
         while !entries.is_full() {
-            let entry = match slab.queue.pop_front() {
-                Some(Queued::Start(index)) => slab.entry(index),
+            let entry = match slab.queue_of(self.lane).pop_front() {
+                Some(Queued::Start(index)) => slab.entry(index, &self.memory),
                 Some(Queued::Cancel(id)) => {
                     opcode::AsyncCancel::new(id).build().user_data(CANCEL_ID)
                 }
@@ -96,38 +157,29 @@ impl Ring {
     }
 
     /// Takes completions out of the ring; `true` if some were short and are queued again.
-    pub fn reap(&mut self, slab: &mut Slab, out: &mut Vec<Completion>) -> bool {
-        let queued = slab.queue.len();
+    pub fn reap(
+        &mut self,
+        slab: &mut Slab,
+        out: &mut Vec<Completion>,
+        stats: &EngineStats,
+    ) -> bool {
+        if self.lane == Lane::Polling {
+            if slab.polling() == 0 {
+                return false;
+            }
+            // Nobody else looks for completions. A failure leaves them for the next time.
+            EngineStats::add(&stats.enters, 1);
+            let _ = self.ring.submit();
+        }
+        let queued = slab.queued();
         for entry in self.ring.completion() {
             out.extend(slab.settle(entry.user_data(), entry.result()));
         }
-        slab.queue.len() > queued
-    }
-
-    /// Cancels everything and waits for it; `false` if some of it did not end within `limit`.
-    pub fn stop(&mut self, slab: &mut Slab, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        for id in slab.cancel_all() {
-            slab.queue.push_back(Queued::Cancel(id));
-        }
-        let stats = EngineStats::default();
-        let mut ended = Vec::new();
-        loop {
-            self.submit(slab, &stats);
-            self.reap(slab, &mut ended);
-            if slab.used() == 0 {
-                return true;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            self.wait(left);
-        }
+        slab.queued() > queued
     }
 
     /// Waits for a completion.
-    fn wait(&self, limit: Duration) {
+    pub fn wait(&self, limit: Duration) {
         let mut poll = libc::pollfd {
             fd: self.ring.as_raw_fd(),
             events: libc::POLLIN,
@@ -143,9 +195,41 @@ impl Ring {
     }
 }
 
+impl Drop for Ring {
+    /// A ring that is closed lets go of its files later, on a thread of the kernel's.
+    fn drop(&mut self) {
+        self.unregister_files();
+    }
+}
+
 impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
+    }
+}
+
+/// Completions of the ring that interrupts are there without a system call, as the kernel interrupts the
+/// thread for them. IORING_SETUP_COOP_TASKRUN and IORING_SETUP_DEFER_TASKRUN would spare that, but ask
+/// for a call instead while the thread is looking for completions, and brought no speed.
+fn build(lane: Lane) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_cqsize(COMPLETIONS).dontfork();
+    if lane == Lane::Polling {
+        builder.setup_iopoll();
+    }
+    builder.build(ENTRIES)
+}
+
+/// Makes an empty table of files, where the kernel lets go of a file as soon as it is taken out and no
+/// request is on it. Before Linux 6.13 it did so when it found time, or never while a request on some
+/// other file did not end: an image would be in use after it was deleted. 6.15 brought the next
+/// feature that says so.
+fn register_files(ring: &IoUring) -> FileTable {
+    let lets_go = ring.params().is_feature_no_iowait();
+    if lets_go && ring.submitter().register_files_sparse(FILES).is_ok() {
+        FileTable::Registered
+    } else {
+        FileTable::None
     }
 }
 

@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::files::Files;
+use super::memory::FixedMemory;
 use super::pool::Job;
-use crate::storage::io::{Io, Next, Plan};
+use crate::storage::io::{Bounces, Io, Next, Plan};
 use crate::storage::{BackendError, Completion, Request, Token};
 
 /// What a slot holds.
@@ -18,14 +20,33 @@ pub(super) enum State {
     Sent,
 }
 
+/// Which ring runs a request's next step. A pool has but one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// The ring whose completions interrupt.
+    Interrupts,
+    /// The ring whose completions are looked for.
+    Polling,
+}
+
 /// One request, and memory that the next one in this slot uses again.
 pub(super) struct Slot {
     state: State,
     /// Counts uses, so that a late cancel cannot meet the next request.
     generation: u32,
     token: Token,
+    /// Its image's index in [`Slab::files`].
+    file: u32,
+    lane: Lane,
     io: Io,
     cancel: Arc<AtomicBool>,
+}
+
+impl Slot {
+    /// The name of its step for the kernel.
+    fn id(&self, index: u32) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(index)
+    }
 }
 
 /// What the next kick does.
@@ -43,8 +64,16 @@ pub(super) enum Queued {
 pub(super) struct Slab {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    /// In order of submission.
+    /// For the ring that interrupts, or the pool, in order of submission.
     pub queue: VecDeque<Queued>,
+    /// For the ring that polls, likewise.
+    pub polling_queue: VecDeque<Queued>,
+    /// Requests whose step is for that ring, queued or sent.
+    polling: usize,
+    /// The images that requests are on.
+    pub files: Files,
+    /// For requests that are not aligned.
+    pub bounces: Bounces,
 }
 
 impl Slab {
@@ -53,21 +82,62 @@ impl Slab {
         self.slots.len() - self.free.len()
     }
 
-    /// Queues a request; `false` if `limit` slots are in use.
-    pub fn add(&mut self, plan: Plan, request: &Request<'_>, limit: usize) -> bool {
+    /// Requests that the ring that polls runs or is to run.
+    pub fn polling(&self) -> usize {
+        self.polling
+    }
+
+    /// How many operations are queued.
+    pub fn queued(&self) -> usize {
+        self.queue.len() + self.polling_queue.len()
+    }
+
+    /// What is queued for a ring.
+    pub fn queue_of(&mut self, lane: Lane) -> &mut VecDeque<Queued> {
+        match lane {
+            Lane::Interrupts => &mut self.queue,
+            Lane::Polling => &mut self.polling_queue,
+        }
+    }
+
+    /// Queues a request on an image; `false` if `limit` slots are in use.
+    pub fn add(&mut self, file: u32, plan: Plan, request: &Request<'_>, limit: usize) -> bool {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.slots.len() < limit => self.grow(),
             None => return false,
         };
         let slot = &mut self.slots[index as usize];
-        slot.state = State::Queued;
         slot.generation = slot.generation.wrapping_add(1);
         slot.token = request.token;
+        slot.file = file;
         slot.cancel.store(false, Ordering::Relaxed);
-        slot.io.start(plan, request);
-        self.queue.push_back(Queued::Start(index));
+        let image = self.files.image(file);
+        slot.io.start(image, plan, request, &mut self.bounces);
+        self.files.begin(file);
+        self.enqueue(index);
         true
+    }
+
+    /// Queues the next step of a slot for the ring that it belongs to.
+    fn enqueue(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        slot.state = State::Queued;
+        slot.lane = if self.files.polls(slot.file) && slot.io.can_be_polled() {
+            self.polling += 1;
+            Lane::Polling
+        } else {
+            Lane::Interrupts
+        };
+        let lane = slot.lane;
+        self.queue_of(lane).push_back(Queued::Start(index));
+    }
+
+    /// A slot's step is no ring's any more.
+    fn leave_lane(&mut self, index: u32) {
+        if self.slots[index as usize].lane == Lane::Polling {
+            self.polling -= 1;
+        }
     }
 
     fn grow(&mut self) -> u32 {
@@ -76,6 +146,8 @@ impl Slab {
             state: State::Free,
             generation: 0,
             token: Token(0),
+            file: 0,
+            lane: Lane::Interrupts,
             io: Io::default(),
             cancel: Arc::default(),
         });
@@ -92,48 +164,61 @@ impl Slab {
 
     /// Frees a slot that nobody else has.
     pub fn release(&mut self, index: u32) -> Token {
+        self.leave_lane(index);
         let slot = &mut self.slots[index as usize];
         slot.state = State::Free;
-        slot.io.clear();
+        slot.io.clear(&mut self.bounces);
+        self.files.end(slot.file);
         self.free.push(index);
         slot.token
     }
 
     /// Takes a queued slot out of the queue and frees it.
     pub fn unqueue(&mut self, index: u32) {
-        self.queue.retain(|entry| *entry != Queued::Start(index));
+        let lane = self.slots[index as usize].lane;
+        self.queue_of(lane)
+            .retain(|entry| *entry != Queued::Start(index));
         self.release(index);
     }
 
-    /// Frees all queued slots and marks all sent ones as cancelled, whose ids are returned.
-    pub fn cancel_all(&mut self) -> Vec<u64> {
+    /// Frees all queued slots, marks all sent ones as cancelled, and asks the kernel to stop them.
+    pub fn cancel_all(&mut self) {
         self.queue.clear();
-        let mut ids = Vec::new();
+        self.polling_queue.clear();
         for index in (0u32..).take(self.slots.len()) {
             match self.slots[index as usize].state {
                 State::Free => {}
                 State::Queued => {
                     self.release(index);
                 }
-                State::Sent => ids.push(self.cancel(index)),
+                State::Sent => self.cancel(index),
             }
         }
-        ids
     }
 
-    /// Marks a sent request so that it is not continued, and names it for the kernel.
-    pub fn cancel(&mut self, index: u32) -> u64 {
+    /// Marks a sent request so that it is not continued.
+    pub fn mark_cancelled(&self, index: u32) {
         let slot = &self.slots[index as usize];
         slot.cancel.store(true, Ordering::Relaxed);
-        u64::from(slot.generation) << 32 | u64::from(index)
+    }
+
+    /// Marks a sent request, and asks the kernel to stop it. A ring that polls cannot: what it has is
+    /// with a device, which ends it.
+    pub fn cancel(&mut self, index: u32) {
+        self.mark_cancelled(index);
+        let slot = &self.slots[index as usize];
+        if slot.lane == Lane::Interrupts {
+            let id = slot.id(index);
+            self.queue.push_back(Queued::Cancel(id));
+        }
     }
 
     /// The ring entry for the next step of a queued slot.
-    pub fn entry(&mut self, index: u32) -> io_uring::squeue::Entry {
+    pub fn entry(&mut self, index: u32, memory: &FixedMemory) -> io_uring::squeue::Entry {
         let slot = &mut self.slots[index as usize];
         slot.state = State::Sent;
-        let id = u64::from(slot.generation) << 32 | u64::from(index);
-        slot.io.entry().user_data(id)
+        let target = self.files.target(slot.file);
+        slot.io.entry(target, memory).user_data(slot.id(index))
     }
 
     /// The job for a queued slot, which keeps its place here until [`Slab::finish`].
@@ -142,6 +227,7 @@ impl Slab {
         slot.state = State::Sent;
         Job {
             slot: index,
+            image: Arc::clone(self.files.image(slot.file)),
             io: std::mem::take(&mut slot.io),
             cancel: slot.cancel.clone(),
             result: Ok(()),
@@ -151,6 +237,7 @@ impl Slab {
     /// Takes a job back and frees its slot.
     pub fn finish(&mut self, job: Job) -> Completion {
         self.slots[job.slot as usize].io = job.io;
+        drop(job.image);
         Completion {
             token: self.release(job.slot),
             result: job.result,
@@ -165,12 +252,19 @@ impl Slab {
         if slot.state != State::Sent || u64::from(slot.generation) != id >> 32 {
             return None;
         }
-        let result = match slot.io.advance(result) {
+        // The device cannot be polled after all: no harm done.
+        let next = if slot.lane == Lane::Polling && result == -libc::EOPNOTSUPP {
+            self.files.set_polls(slot.file, false);
+            Next::Again
+        } else {
+            slot.io.advance(self.files.image(slot.file), result)
+        };
+        let result = match next {
             Next::Done(result) => result,
             Next::Again if slot.cancel.load(Ordering::Relaxed) => Err(BackendError::Cancelled),
             Next::Again => {
-                slot.state = State::Queued;
-                self.queue.push_back(Queued::Start(index));
+                self.leave_lane(index);
+                self.enqueue(index);
                 return None;
             }
         };

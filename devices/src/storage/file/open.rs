@@ -4,10 +4,10 @@ use std::fs::{File, FileType, Metadata, OpenOptions, metadata, read_to_string};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
-use super::{DirectAlign, Image};
+use super::{Completions, DirectAlign, Image};
 use crate::storage::config::READING;
 use crate::storage::{CacheMode, Medium, OpenError};
 
@@ -44,17 +44,14 @@ pub(super) fn open(
     let metadata = file.metadata().map_err(failed)?;
     image_type(path, metadata.file_type())?;
     lock(&file, path, read_only)?;
-    let mut image = Image {
-        file,
-        path: path.into(),
-        direct: None,
-        known: AtomicU64::default(),
-    };
+    let mut image = Image::new(file, path.into());
     let size = image.size().map_err(failed)?;
-    image.known = AtomicU64::new(size);
+    image.known.store(size, Ordering::Relaxed);
     check_size(path, size, block_size)?;
     if cache.is_direct() {
         image.direct = Some(direct_align(&image.file, path, cache, block_size)?);
+        // The page cache has nothing to poll.
+        image.completions = completions(&metadata);
     }
     let medium = medium(&metadata);
     let in_memory = in_memory(&image.file);
@@ -138,8 +135,25 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
     } else {
         libc::F_WRLCK
     };
+    let Err(source) = set_lock(file, kind) else {
+        return Ok(());
+    };
+    let path = path.into();
+    Err(match source.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => OpenError::InUse { path },
+        _ => OpenError::Lock { path, source },
+    })
+}
+
+/// Takes the lock away again, before the last user of the open file has closed it.
+pub(super) fn unlock(file: &File) {
+    // A file that could be locked can be unlocked; there is nothing to do about a failure.
+    let _ = set_lock(file, libc::F_UNLCK);
+}
+
+fn set_lock(file: &File, kind: libc::c_int) -> io::Result<()> {
     let lock = libc::flock {
-        // Both constants are small.
+        // All kinds are small.
         l_type: i16::try_from(kind).unwrap_or(i16::MAX),
         l_whence: 0, // SEEK_SET
         l_start: 0,
@@ -149,13 +163,10 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
     // SAFETY: an open file and a valid structure that the kernel only reads.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
     if result == 0 {
-        return Ok(());
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
-    let (path, source) = (path.into(), io::Error::last_os_error());
-    Err(match source.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => OpenError::InUse { path },
-        _ => OpenError::Lock { path, source },
-    })
 }
 
 fn check_size(path: &Path, size: u64, block_size: u32) -> Result<(), OpenError> {
@@ -240,14 +251,40 @@ pub(super) fn punches_holes(file: &File, size: u64) -> bool {
     unsafe { libc::fallocate(file.as_raw_fd(), mode, size.cast_signed(), 4096) == 0 }
 }
 
-/// Whether a block device can zero without data. A partition asks the disk that it is on.
+/// Whether a block device can zero without data.
 fn device_zeroes(metadata: &Metadata) -> bool {
+    let limit = queue_attribute(&device_directory(metadata), "write_zeroes_max_bytes");
+    limit.is_some_and(|bytes| bytes > 0)
+}
+
+/// A block device whose driver was given queues to be polled (`nvme.poll_queues=`) offers them; a
+/// regular file goes through its file system.
+fn completions(metadata: &Metadata) -> Completions {
+    if metadata.file_type().is_block_device() {
+        completions_of(&device_directory(metadata))
+    } else {
+        Completions::Interrupt
+    }
+}
+
+pub(super) fn completions_of(device: &Path) -> Completions {
+    match queue_attribute(device, "io_poll") {
+        Some(1) => Completions::Pollable,
+        _ => Completions::Interrupt,
+    }
+}
+
+/// Where the kernel tells about a block device.
+fn device_directory(metadata: &Metadata) -> PathBuf {
     let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
-    let limit = |queue| {
-        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/write_zeroes_max_bytes");
-        read_to_string(path).ok()?.trim().parse::<u64>().ok()
+    format!("/sys/dev/block/{major}:{minor}").into()
+}
+
+/// A number that a block device's queue has. A partition asks the disk that it is on.
+fn queue_attribute(device: &Path, name: &str) -> Option<u64> {
+    let read = |queue| {
+        let text = read_to_string(device.join(queue).join(name)).ok()?;
+        text.trim().parse().ok()
     };
-    limit("queue")
-        .or_else(|| limit("../queue"))
-        .is_some_and(|bytes| bytes > 0)
+    read("queue").or_else(|| read("../queue"))
 }

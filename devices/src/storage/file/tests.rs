@@ -207,7 +207,7 @@ fn cache_modes_decide_what_is_stable() {
         (CacheMode::Unsafe, false, true),
     ] {
         let backend = FileBackend {
-            image: Image::unchecked(fs::File::open("/dev/null").unwrap(), None),
+            image: Owned(Image::unchecked(fs::File::open("/dev/null").unwrap(), None)),
             path: PathBuf::new(),
             cache,
             read_only: false,
@@ -277,4 +277,82 @@ fn an_unlinked_image_stays_usable() {
     let slice = rig.ram.slice(8192, 4096).unwrap();
     assert_eq!(rig.run(&*backend, Op::Read, 0, 4096, &[slice]), Ok(()));
     assert_eq!(bytes_of(&[slice]), [2; 4096]);
+}
+
+#[test]
+fn a_device_with_queues_for_it_is_polled() {
+    let directory = tempfile::tempdir().unwrap();
+    let device = |name: &str, io_poll: &str| {
+        let device = directory.path().join(name);
+        fs::create_dir_all(device.join("queue")).unwrap();
+        fs::write(device.join("queue/io_poll"), io_poll).unwrap();
+        device
+    };
+    let polled = device("nvme0n1", "1\n");
+    let partition = polled.join("nvme0n1p1");
+    fs::create_dir(&partition).unwrap();
+    for (device, expected) in [
+        (polled, Completions::Pollable),
+        (partition, Completions::Pollable),
+        (device("sda", "0\n"), Completions::Interrupt),
+        (device("odd", "on\n"), Completions::Interrupt),
+        (directory.path().join("none"), Completions::Interrupt),
+    ] {
+        assert_eq!(open::completions_of(&device), expected, "{device:?}");
+    }
+}
+
+#[test]
+fn only_what_is_not_aligned_counts_as_copied() {
+    for kind in KINDS {
+        let (mut rig, file) = (Rig::new(kind), image(None, 1 << 20));
+        let backend = match open(&file_config(file.path(), CacheMode::None)) {
+            Ok(backend) => backend,
+            Err(OpenError::DirectUnsupported { .. }) => return,
+            Err(error) => panic!("{error}"),
+        };
+        let bounced = |rig: &Rig| rig.engine.stats().bounced.load(Ordering::Relaxed);
+        let slice = |rig: &Rig, at, len| rig.ram.slice(at, len).unwrap();
+        let whole = [slice(&rig, 0, 4096), slice(&rig, 12288, 4096)];
+        let parts = [slice(&rig, 1, 4096), slice(&rig, 12289, 4096)];
+        for op in [Op::Read, Op::Write { fua: false }, Op::Write { fua: true }] {
+            let before = bounced(&rig);
+            assert_eq!(rig.run(&*backend, op, 0, 8192, &whole), Ok(()));
+            assert_eq!(bounced(&rig), before, "{kind:?} {op:?}");
+            assert_eq!(rig.run(&*backend, op, 0, 8192, &parts), Ok(()));
+            assert_eq!(bounced(&rig), before + 1, "{kind:?} {op:?}");
+        }
+        assert_eq!(rig.run(&*backend, Op::Flush, 0, 0, &[]), Ok(()));
+        assert_eq!(bounced(&rig), 3);
+    }
+}
+
+/// PRPs are aligned to 4 bytes, which is all that NVMe devices of the host ask for, too.
+#[test]
+fn places_that_a_device_can_reach_fit() {
+    let fits = |memory, vectors: &[(usize, usize)]| {
+        let align = DirectAlign {
+            memory,
+            offset: 512,
+        };
+        let vector = |&(at, iov_len): &(usize, usize)| libc::iovec {
+            iov_base: std::ptr::without_provenance_mut(at),
+            iov_len,
+        };
+        align.fits(&vectors.iter().map(vector).collect::<Vec<_>>())
+    };
+    for (memory, vectors, expected) in [
+        (4, &[(0x1004, 512)][..], true),
+        (4, &[(0x1004, 0xffc + 4)], true),
+        (4, &[(0x1200, 3584), (0x4000, 512)], true),
+        (4, &[(0x1002, 512)], false),
+        // A block that is in two places: kernels take whole blocks in each.
+        (4, &[(0x1f04, 252), (0x4000, 260)], false),
+        (512, &[(0x1200, 512)], true),
+        (512, &[(0x1004, 512)], false),
+        (4096, &[(0x1200, 512)], false),
+        (4096, &[], true),
+    ] {
+        assert_eq!(fits(memory, vectors), expected, "{memory} {vectors:x?}");
+    }
 }

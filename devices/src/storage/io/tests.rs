@@ -1,5 +1,6 @@
 use std::fmt;
 use std::fs::File;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -13,17 +14,34 @@ fn ram() -> GuestRam {
     GuestRam::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap())
 }
 
-fn begin(step: Step, stable: bool, direct: bool, len: u64, data: &[GuestSlice]) -> Io {
+/// A request with its image.
+struct Begun {
+    io: Io,
+    image: Arc<Image>,
+}
+
+impl Begun {
+    fn advance(&mut self, result: i32) -> Next {
+        self.io.advance(&self.image, result)
+    }
+}
+
+impl Deref for Begun {
+    type Target = Io;
+
+    fn deref(&self) -> &Io {
+        &self.io
+    }
+}
+
+fn begin(step: Step, stable: bool, direct: bool, len: u64, data: &[GuestSlice]) -> Begun {
     let align = DirectAlign {
         memory: 512,
         offset: 512,
     };
     let file = File::open("/dev/null").unwrap();
-    let plan = Plan {
-        image: Image::unchecked(file, direct.then_some(align)),
-        step,
-        stable,
-    };
+    let image = Image::unchecked(file, direct.then_some(align));
+    let plan = Plan { step, stable };
     let request = Request {
         op: Op::Read,
         offset: 4096,
@@ -32,8 +50,8 @@ fn begin(step: Step, stable: bool, direct: bool, len: u64, data: &[GuestSlice]) 
         token: Token(0),
     };
     let mut io = Io::default();
-    io.start(plan, &request);
-    io
+    io.start(&image, plan, &request, &mut Bounces::default());
+    Begun { io, image }
 }
 
 /// Offset of the next transfer, and the places and lengths of its vectors.
