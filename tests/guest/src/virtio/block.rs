@@ -75,8 +75,6 @@ impl Disk {
         let wanted = feature::SEG_MAX | feature::FLUSH | feature::MQ | feature::EVENT_INDEX;
         let needed = feature::VERSION_1 | feature::INDIRECT;
         let features = transport.negotiate(needed, wanted)?;
-        let low = transport.config32(config::CAPACITY);
-        let high = transport.config32(config::CAPACITY + 4);
         let has = |bit: u64| features & bit != 0;
         let queues = if has(feature::MQ) {
             transport.config16(config::NUM_QUEUES)
@@ -90,7 +88,7 @@ impl Disk {
         };
         Ok(Self {
             features,
-            sectors: u64::from(low) | u64::from(high) << 32,
+            sectors: transport.config64(config::CAPACITY)?,
             queues: queues.min(transport.queues()),
             segments,
             transport,

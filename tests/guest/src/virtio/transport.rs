@@ -27,6 +27,7 @@ mod common {
     pub const MSIX_CONFIG: u64 = 16;
     pub const NUM_QUEUES: u64 = 18;
     pub const STATUS: u64 = 20;
+    pub const CONFIG_GENERATION: u64 = 21;
     pub const QUEUE_SELECT: u64 = 22;
     pub const QUEUE_SIZE: u64 = 24;
     pub const QUEUE_VECTOR: u64 = 26;
@@ -225,6 +226,22 @@ impl Transport {
     /// A 4-byte field of the device's own configuration.
     pub fn config32(&self, offset: u64) -> u32 {
         io::read32(self.device.at(offset, 4))
+    }
+
+    /// An 8-byte field of the device's own configuration, both halves of one moment (2.5.3).
+    ///
+    /// # Errors
+    /// The configuration changes all the time.
+    pub fn config64(&self, offset: u64) -> Outcome<u64> {
+        let generation = || io::read8(self.common.at(common::CONFIG_GENERATION, 1));
+        for _ in 0..100 {
+            let before = generation();
+            let (low, high) = (self.config32(offset), self.config32(offset + 4));
+            if generation() == before {
+                return Ok(u64::from(low) | u64::from(high) << 32);
+            }
+        }
+        fail!("the configuration does not come to rest");
     }
 
     /// The failure of a wait, with what the status says.
