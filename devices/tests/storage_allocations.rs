@@ -76,8 +76,14 @@ fn run(kind: EngineKind, warm_up: usize, rounds: usize) -> usize {
                 data: &slices,
                 token: Token(i),
             };
-            let submitted = backend.submit(&mut engine, &request);
-            assert_eq!(submitted, Submitted::Pending);
+            match backend.submit(&mut engine, &request) {
+                Submitted::Pending => {}
+                // What is in the page cache may be there at once.
+                Submitted::Done(result) => done.push(Completion {
+                    token: request.token,
+                    result,
+                }),
+            }
         }
         engine.kick();
         let start = Instant::now();
