@@ -20,7 +20,7 @@ const GUEST: &str = "BARE_GUEST";
 
 /// The counters that berth tells, by their names in `info stats`.
 const QUEUE_COUNTERS: [&str; 3] = ["doorbell_exits", "ioeventfd_wakeups", "interrupts"];
-const THREAD_COUNTERS: [&str; 4] = ["enters", "inline", "sleeps", "polled"];
+const THREAD_COUNTERS: [&str; 3] = ["enters", "sleeps", "polled"];
 
 fn guest() -> Result<PathBuf> {
     let named = std::env::var_os(GUEST);
@@ -216,14 +216,13 @@ mod tests {
                 { "sqid": 1, "doorbell_exits": 3, "ioeventfd_wakeups": 4, "interrupts": 5 },
                 { "sqid": 2, "doorbell_exits": 10 },
             ] }],
-            "iothreads": [{ "enters": 7, "inline": 3, "sleeps": 1 }, { "enters": 2, "sleeps": 1 }],
+            "iothreads": [{ "enters": 7, "sleeps": 1 }, { "enters": 2, "sleeps": 1 }],
         });
         let expected = [
             ("doorbell_exits", 13.0),
             ("ioeventfd_wakeups", 4.0),
             ("interrupts", 5.0),
             ("enters", 9.0),
-            ("inline", 3.0),
             ("sleeps", 2.0),
             ("polled", 0.0),
         ];

@@ -99,8 +99,7 @@ impl Results {
             ("doorbell_exits", "exits for doorbells"),
             ("ioeventfd_wakeups", "ioeventfd wake-ups"),
             ("interrupts", "interrupts"),
-            ("enters", "calls of io_uring_enter"),
-            ("inline", "transfers by the I/O thread itself"),
+            ("enters", "calls of the kernel for I/O"),
             ("sleeps", "sleeps of the I/O thread"),
             ("polled", "times it found work by looking"),
         ];
