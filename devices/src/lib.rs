@@ -6,6 +6,8 @@
 
 pub mod bus;
 mod closed;
+#[cfg(test)]
+mod counting;
 pub mod interrupt;
 pub mod ioevent;
 pub mod legacy;

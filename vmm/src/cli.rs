@@ -1,21 +1,25 @@
 //! The command line: what may be typed, and the plain data that comes of it.
 
 mod files;
+mod machine_file;
 mod normalize;
+mod pages;
+mod resolved;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use argh::{ArgsInfo, EarlyExit, FromArgs};
 use devices::nvme::MemoryLock;
 
+use self::machine_file::MachineFile;
 use self::normalize::{Normalized, normalize};
-use crate::control::client::CtlConfig;
+use crate::control::client::{Action, CtlConfig};
 use crate::control::{ControlError, pipe};
 use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
 use crate::spec::{DeviceSpec, DiskSpec, DriveSpec, Drives, Form, NamespaceSpec, Parsed as Spec};
@@ -120,6 +124,15 @@ impl CliError {
         )
     }
 
+    /// Names the machine description as well, if that is where the argument is from.
+    fn with_source(mut self, file: &Path, machine: &MachineFile) -> Self {
+        let (Self::Usage { argument, .. } | Self::Environment { argument, .. }) = &mut self;
+        if machine.has(argument) {
+            *argument = format!("{}: {argument}", file.display());
+        }
+        self
+    }
+
     /// The exit status: 35 for usage, 1 for the environment.
     #[must_use]
     pub fn status(&self) -> u8 {
@@ -164,7 +177,12 @@ struct BerthArgs {
 enum Subcommand {
     Run(RunArgs),
     Ctl(CtlArgs),
+    Completion(CompletionArgs),
+    Man(ManArgs),
 }
+
+/// The names of the subcommands.
+const COMMANDS: [&str; 4] = ["run", "ctl", "completion", "man"];
 
 /// Boot a guest and stay until it ends. Its console is on stdin and stdout; Ctrl-a x leaves.
 #[derive(FromArgs, ArgsInfo)]
@@ -178,8 +196,8 @@ Every device argument is DRIVER,key=value,flag (a flag is key=on, \",,\" is a co
 take K, M, G and T. The drivers and their properties:
   nvme-subsys  a subsystem: id (must be given), nqn, shared=on|off
   nvme         a controller: id, subsys (id of a subsystem), addr (PCI slot), serial, model, firmware,
-               max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64), poll-us (0-1000),
-               cntlid (0-65519);
+               max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64),
+               poll-us (0-1000; 50), cntlid (0-65519);
                with a disk of its own: file (or drive), memory, null, cache, ro, logical_block_size
   nvme-ns      a namespace: id, bus (a subsystem, or a controller for its subsystem), nsid (1-1024),
                file=PATH, memory=SIZE or null=SIZE, cache (writeback, none, writethrough, directsync,
@@ -197,6 +215,13 @@ berth run --kernel vmlinux --device nvme-subsys,id=s --device nvme,id=c0,subsys=
     error_code(35, "the command line is wrong")
 )]
 struct RunArgs {
+    /// machine description in TOML: keys named as these options are, and tables [[device]],
+    /// [[disk]], [[object]], [[drive]]; options given beside it win, or come behind
+    #[argh(option, arg_name = "FILE")]
+    machine: Option<String>,
+    /// print the machine as it is understood, as a description for --machine, and boot nothing
+    #[argh(switch)]
+    dry_run: bool,
     /// kernel: a bzImage, or an ELF with a PVH entry
     #[argh(option, arg_name = "FILE")]
     kernel: Option<String>,
@@ -249,7 +274,8 @@ struct RunArgs {
 }
 
 /// Send one command to a running berth and print its reply. PATH is what it was given as
-/// --control-socket or --control-pipe; "berth ctl PATH help" lists the commands.
+/// --control-socket or --control-pipe; "berth ctl PATH help" lists the commands. One is berth ctl's
+/// own: "watch [SECONDS]" prints a table of queues and I/O threads again and again.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
@@ -258,7 +284,8 @@ struct RunArgs {
     usage = "[--timeout SECONDS] PATH COMMAND...",
     example = "\
 berth ctl /tmp/berth info qtree
-berth ctl /tmp/berth info stats",
+berth ctl /tmp/berth info stats
+berth ctl /tmp/berth watch",
     error_code(0, "the command was done"),
     error_code(1, "it was refused, nobody listens at PATH, or no reply came in time"),
     error_code(35, "the command line is wrong")
@@ -267,6 +294,34 @@ struct CtlArgs {
     /// limit for the reply, 1 to 3600 (10); what the command itself waits for is added
     #[argh(option, arg_name = "SECONDS")]
     timeout: Option<String>,
+    #[argh(positional, greedy, hidden_help)]
+    words: Vec<String>,
+}
+
+/// Print completions of berth's commands and options for a shell: bash, fish, nushell or zsh.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "completion",
+    help_triggers("-h", "--help"),
+    usage = "SHELL",
+    example = "berth completion bash > ~/.local/share/bash-completion/completions/berth"
+)]
+struct CompletionArgs {
+    #[argh(positional, greedy, hidden_help)]
+    words: Vec<String>,
+}
+
+/// Print the manual page.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "man",
+    help_triggers("-h", "--help"),
+    usage = "",
+    example = "berth man | man -l -"
+)]
+struct ManArgs {
     #[argh(positional, greedy, hidden_help)]
     words: Vec<String>,
 }
@@ -286,8 +341,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
     };
     let parsed = match first.as_str() {
         "help" => return help(rest),
-        "run" => parsed("run", usize::MAX, rest)?,
         "ctl" => parsed("ctl", 1, rest)?,
+        name if COMMANDS.contains(&name) => parsed(name, usize::MAX, rest)?,
         option if option.starts_with('-') => parsed("", usize::MAX, &args)?,
         other => return Err(unknown_command(other)),
     };
@@ -301,6 +356,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
         )),
         Some(Subcommand::Run(args)) => run_config(args),
         Some(Subcommand::Ctl(args)) => ctl_config(&args),
+        Some(Subcommand::Completion(args)) => pages::completion(&args.words).map(Invocation::Print),
+        Some(Subcommand::Man(args)) => match args.words.first() {
+            Some(extra) => Err(CliError::usage(extra, "unexpected argument of berth man")),
+            None => pages::manual().map(Invocation::Print),
+        },
         None => Err(nothing_to_do()),
     }
 }
@@ -320,16 +380,21 @@ fn nothing_to_do() -> CliError {
 }
 
 fn unknown_command(given: &str) -> CliError {
-    let near = did_you_mean(given, &["run", "ctl", "--help", "--version"]);
+    let known: Vec<&str> = COMMANDS
+        .into_iter()
+        .chain(["--help", "--version"])
+        .collect();
+    let near = did_you_mean(given, &known);
+    let commands = COMMANDS.join(", ");
     CliError::usage(
         given,
-        format!("unknown command{near}; known: run, ctl; see \"berth --help\""),
+        format!("unknown command{near}; known: {commands}; see \"berth --help\""),
     )
 }
 
 fn help(topics: &[String]) -> Result<Invocation, CliError> {
     let topic = topics.first().map_or("", String::as_str);
-    if !matches!(topic, "" | "run" | "ctl") {
+    if !topic.is_empty() && !COMMANDS.contains(&topic) {
         return Err(unknown_command(topic));
     }
     match parsed(topic, usize::MAX, &["--help".to_owned()])? {
@@ -395,6 +460,32 @@ fn parsed(name: &str, verbatim: usize, args: &[String]) -> Result<Parsed, CliErr
 }
 
 fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
+    let Some(file) = optional_path("--machine", args.machine.clone())? else {
+        return configure(args);
+    };
+    let machine = MachineFile::read(&file)?;
+    let one = |name, given| machine.single(name, given);
+    let many = |name, given| machine.repeated(name, given);
+    let merged = RunArgs {
+        kernel: one("kernel", args.kernel),
+        initrd: one("initrd", args.initrd),
+        append: one("append", args.append),
+        memory: one("memory", args.memory),
+        cpus: one("cpus", args.cpus),
+        disk: many("disk", args.disk),
+        device: many("device", args.device),
+        object: many("object", args.object),
+        drive: many("drive", args.drive),
+        io_threads: one("io-threads", args.io_threads),
+        com2: one("com2", args.com2),
+        control_pipe: one("control-pipe", args.control_pipe),
+        control_socket: one("control-socket", args.control_socket),
+        ..args
+    };
+    configure(merged).map_err(|error| error.with_source(&file, &machine))
+}
+
+fn configure(args: RunArgs) -> Result<Invocation, CliError> {
     if let Some(extra) = args.words.first() {
         return Err(extra_argument(extra));
     }
@@ -452,7 +543,11 @@ fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
     check_ids(&config, &arguments)?;
     check_control_paths(&config)?;
     files::check(&config, &arguments)?;
-    Ok(Invocation::Run(Box::new(config)))
+    Ok(if args.dry_run {
+        Invocation::Print(resolved::text(&config))
+    } else {
+        Invocation::Run(Box::new(config))
+    })
 }
 
 fn ctl_config(args: &CtlArgs) -> Result<Invocation, CliError> {
@@ -472,10 +567,14 @@ fn ctl_config(args: &CtlArgs) -> Result<Invocation, CliError> {
     if command.contains(['\n', '\0']) {
         return Err(CliError::usage("COMMAND", "must be one line, without NUL"));
     }
+    let action = match args.words.as_slice() {
+        [_, watch, rest @ ..] if watch == "watch" => Action::Watch(interval(rest)?),
+        _ => Action::Command(command),
+    };
     let timeout = args.timeout.as_deref();
     Ok(Invocation::Ctl(CtlConfig {
         path: path("PATH", base.clone())?,
-        command,
+        action,
         timeout: Duration::from_secs(number(
             "--timeout",
             timeout,
@@ -484,6 +583,18 @@ fn ctl_config(args: &CtlArgs) -> Result<Invocation, CliError> {
             DEFAULT_TIMEOUT,
         )?),
     }))
+}
+
+/// What follows `watch`.
+fn interval(words: &[String]) -> Result<Duration, CliError> {
+    let seconds = words.first().map(String::as_str);
+    if let Some(extra) = words.get(1) {
+        return Err(CliError::usage(
+            extra,
+            "unexpected argument; watch takes an interval in seconds",
+        ));
+    }
+    number("watch", seconds, 1, MAX_TIMEOUT, 1).map(Duration::from_secs)
 }
 
 fn extra_argument(extra: &str) -> CliError {

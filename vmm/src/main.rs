@@ -43,10 +43,7 @@ fn main() -> ExitCode {
 /// Sends one command to a running berth.
 fn ctl(config: &control::client::CtlConfig) -> ExitCode {
     match control::client::run(config) {
-        Ok(text) => {
-            cli::print(&text);
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             stderr::say(format_args!("berth ctl: {error}"));
             ExitCode::from(1)

@@ -21,8 +21,8 @@ use self::error::host;
 pub use self::error::{DeviceError, Problem};
 use crate::event_loop::{EventLoop, EventSet, Watch};
 use crate::spec::{
-    BackendSpec, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES, DeviceSpec,
-    DiskSpec, Drives, NamespaceSpec, SubsystemSpec, default_nqn,
+    BackendSpec, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES, DEFAULT_POLL_US,
+    DeviceSpec, DiskSpec, Drives, NamespaceSpec, SubsystemSpec, default_nqn,
 };
 
 /// Model number of controllers that are given none.
@@ -416,7 +416,7 @@ impl Registry {
             max_ioqpairs: DEFAULT_MAX_IOQPAIRS,
             mqes: DEFAULT_MQES,
             mdts: DEFAULT_MDTS,
-            poll_us: 0,
+            poll_us: DEFAULT_POLL_US,
             io_threads: None,
             cntlid: None,
             disk: None,

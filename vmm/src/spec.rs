@@ -35,6 +35,8 @@ pub const DEFAULT_MAX_IOQPAIRS: u16 = 64;
 
 /// Default of `mdts`, as in QEMU: 2^7 pages of 4 KiB, 512 KiB a command.
 pub const DEFAULT_MDTS: u8 = 7;
+/// How long an idle I/O thread looks for commands where it pays, in microseconds.
+pub const DEFAULT_POLL_US: u16 = 50;
 
 /// Default of `logical_block_size` in bytes.
 pub const DEFAULT_BLOCK_SIZE: u32 = 512;
@@ -336,7 +338,7 @@ impl ControllerSpec {
             max_ioqpairs: take_narrow(p, "max_ioqpairs", 1, 128)?.unwrap_or(DEFAULT_MAX_IOQPAIRS),
             mqes: take_narrow(p, "mqes", 1, u16::MAX)?.unwrap_or(DEFAULT_MQES),
             mdts: take_narrow(p, "mdts", 1, 9)?.unwrap_or(DEFAULT_MDTS),
-            poll_us: take_narrow(p, "poll-us", 0, 1000)?.unwrap_or(0),
+            poll_us: take_narrow(p, "poll-us", 0, 1000)?.unwrap_or(DEFAULT_POLL_US),
             io_threads: take_narrow(p, "io-threads", 1, 64)?,
             cntlid: take_narrow(p, "cntlid", 0, 65_519)?,
             disk: DiskSpec::take(p)?,

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use harness::{Finished, HostKind, Placement, Process, TempDir};
+use harness::{Finished, HostKind, Placement, Process, Stdin, TempDir};
 
 /// Environment variable that names the guest's ELF image.
 pub const GUEST: &str = "BARE_GUEST";
@@ -88,6 +88,14 @@ impl Machine {
     /// # Errors
     /// berth or the guest is not built.
     pub fn start(&self, words: &str) -> Result<Option<Process>, Error> {
+        self.start_with(words, Stdin::Null)
+    }
+
+    /// As [`Machine::start`], with something for the guest to read on its console.
+    ///
+    /// # Errors
+    /// berth or the guest is not built.
+    pub fn start_with(&self, words: &str, console: Stdin) -> Result<Option<Process>, Error> {
         let host = HostKind::detect();
         match host.bare_placement()? {
             Placement::Direct => {}
@@ -108,7 +116,7 @@ impl Machine {
         }
         arguments.extend(self.options.iter().cloned());
         let builder = Process::builder(harness::berth_binary()?);
-        Ok(Some(builder.args(&arguments).spawn()?))
+        Ok(Some(builder.args(&arguments).stdin(console).spawn()?))
     }
 
     /// A folder that lives as long as the machine.
@@ -164,7 +172,7 @@ impl Report {
 ///
 /// # Errors
 /// `NotFound`, with how to build it.
-fn guest() -> io::Result<PathBuf> {
+pub fn guest() -> io::Result<PathBuf> {
     if let Some(named) = std::env::var_os(GUEST) {
         return Ok(named.into());
     }

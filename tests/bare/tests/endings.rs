@@ -58,12 +58,3 @@ fn no_controller_means_skipped() {
         report.ended_with(0);
     }
 }
-
-#[test]
-fn the_load_prints_its_figures() {
-    if let Some(report) = run("test=bench qd=8 count=2000 rw=randwrite") {
-        report.says("START bench rw=randwrite bs=4096 qd=8 shadow=true");
-        report.says("END bench commands=2000");
-        report.ended_with(0);
-    }
-}

@@ -1,6 +1,5 @@
 //! fio on the host with the same file: what a guest could reach at best.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,27 +18,23 @@ const EXTRA: Duration = Duration::from_secs(60);
 /// # Errors
 /// fio failed.
 pub fn fio(plan: &Plan, image: &Image, engine: &str) -> Result<Vec<Sample>> {
-    plan.depths
-        .iter()
-        .map(|depth| {
-            let iops = measure(plan, image, engine, *depth)?;
-            Ok(Sample {
-                iops,
-                per_io: BTreeMap::new(),
-            })
-        })
+    let depths = plan.depths.iter();
+    depths
+        .map(|depth| measure(plan, image, engine, *depth))
         .collect()
 }
 
-fn measure(plan: &Plan, image: &Image, engine: &str, depth: u32) -> Result<f64> {
+fn measure(plan: &Plan, image: &Image, engine: &str, depth: u32) -> Result<Sample> {
     let path = image.path.as_ref().context("fio needs a file")?;
     let limit = Duration::from_millis(plan.ms);
     let done = Process::builder("fio")
         .args(["--name=bench", "--output-format=json", "--time_based"])
         .args(["--norandommap", "--randrepeat=0", "--invalidate=0"])
+        .args(["--group_reporting", &format!("--numjobs={}", plan.pairs)])
         .arg(format!("--filename={}", path.display()))
         .arg(format!("--ioengine={engine}"))
         .arg(format!("--rw={}", plan.rw))
+        .arg(format!("--rwmixread={}", plan.mix))
         .arg(format!("--bs={}", plan.block))
         .arg(format!("--iodepth={depth}"))
         // Without fractions of seconds fio would round down to none.
@@ -54,14 +49,7 @@ fn measure(plan: &Plan, image: &Image, engine: &str, depth: u32) -> Result<f64> 
         done.stderr
     );
     let report = parse(&done.stdout)?;
-    let side = if plan.rw.contains("write") {
-        "write"
-    } else {
-        "read"
-    };
-    let iops = report["jobs"][0][side]["iops"].as_f64().unwrap_or(0.0);
-    ensure!(iops > 0.0, "fio {engine} did nothing:\n{}", done.stdout);
-    Ok(iops)
+    sample(&report).with_context(|| format!("fio {engine} did nothing:\n{}", done.stdout))
 }
 
 /// fio may print warnings before its JSON.
@@ -70,14 +58,51 @@ fn parse(text: &str) -> Result<Value> {
     serde_json::from_str(&text[start..]).context("fio's JSON")
 }
 
+/// Reads and writes of all jobs together.
+fn sample(report: &Value) -> Option<Sample> {
+    let job = &report["jobs"][0];
+    let sum = |name: &str| -> Option<f64> {
+        let sides = ["read", "write"].map(|side| job[side][name].as_f64());
+        Some(sides[0]? + sides[1]?)
+    };
+    let (iops, commands) = (sum("iops")?, sum("total_ios")?);
+    if iops <= 0.0 || commands <= 0.0 {
+        return None;
+    }
+    // Percentages of the running time of all jobs, which is in milliseconds.
+    let percent = job["usr_cpu"].as_f64()? + job["sys_cpu"].as_f64()?;
+    let cpu_us = percent / 100.0 * job["job_runtime"].as_f64()? * 1000.0;
+    let mut sample = Sample::new(iops);
+    sample.per_io.insert("cpu_us", cpu_us / commands);
+    Some(sample)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn warnings_before_the_report_are_skipped() {
         let report = parse("fio: a note\n{\"jobs\": []}").unwrap();
         assert!(report["jobs"].is_array());
         assert!(parse("fio: failed").is_err());
+    }
+
+    #[test]
+    #[allow(clippy::float_cmp)] // Small whole numbers.
+    fn both_sides_of_a_mixed_load_count() {
+        let mut report = json!({ "jobs": [{
+            "read": { "iops": 300.0, "total_ios": 600 },
+            "write": { "iops": 100.0, "total_ios": 200 },
+            "usr_cpu": 10.0, "sys_cpu": 30.0, "job_runtime": 4000,
+        }] });
+        let found = sample(&report).unwrap();
+        assert_eq!(found.iops, 400.0);
+        // 40 % of 4 s for 800 commands.
+        assert_eq!(found.per_io["cpu_us"], 2000.0);
+        report["jobs"][0]["read"]["iops"] = json!(0.0);
+        report["jobs"][0]["write"]["iops"] = json!(0.0);
+        assert_eq!(sample(&report), None);
     }
 }

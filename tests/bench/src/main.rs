@@ -4,9 +4,12 @@
 //! for all of them; figures are medians of the rounds. The guest is the bare-metal one, which runs at
 //! native speed on any KVM.
 
+mod contender;
+mod cpu;
 mod files;
 mod guest;
 mod host;
+mod memcpy;
 mod plan;
 mod plot;
 mod report;
@@ -19,8 +22,10 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use crate::contender::Contender;
 use crate::files::Image;
-use crate::plan::{Contender, Place, Plan};
+use crate::guest::QemuDevice;
+use crate::plan::{Place, Plan};
 use crate::plot::Axis;
 use crate::report::Results;
 use crate::sample::Sample;
@@ -28,17 +33,27 @@ use crate::sample::Sample;
 const HELP: &str = "\
 cargo xtask bench [KEY=VALUE]...
 
-  rw=randread       or randwrite, read, write
+  rw=randread       or randwrite, randrw, read, write, rw
+  mix=50            percent of reads in randrw and rw
   bs=4K             bytes in a command
   qd=1,4,16,32,64,128
-                    commands out at a time
+                    commands out at a time, on each queue pair
+  pairs=1           queue pairs (1-4), all driven by the guest's one vCPU;
+                    as many jobs of fio
+  io-threads=PAIRS  berth's I/O threads
   rounds=5          how often everything is measured, in turn
   ms=1000           length of one measurement
   files=tmpfs,disk,memory,null
                     where the bytes are; the disk is that of the folder which
                     BENCH_DISK names (this one)
-  poll-us=50        berth's poll-us, beside none
-  qemu=on           QEMU takes part (its firmware takes some 7 s each time)
+  poll-us=N         adds berth with this poll-us; its default and 0 are there
+  qemu=on           QEMU's nvme and virtio-blk take part (its firmware takes
+                    some 7 s each time)
+
+Ratios are of berth without any option, and of the best setting of others at
+each depth. `no shadow` means without shadow doorbells, `ioeventfd` that
+property of QEMU's nvme. Its virtio-blk runs in an I/O thread and polls as
+QEMU does by default.
 
 Writes bench.json and pictures (SVG) into the folder that BENCH_OUT names.
 ";
@@ -72,11 +87,14 @@ fn run(plan: &Plan) -> Result<()> {
             let path = out.join(format!("{place}-{}.svg", axis.name()));
             plot::draw(plan, &results, axis, &path)?;
         }
-        all.push(results);
+        all.push(json!({
+            "place": results.place, "rows": results.rows, "ratios": results.ratios(plan),
+        }));
     }
     let path = out.join("bench.json");
     let text = serde_json::to_string_pretty(&json!({
-        "rw": plan.rw, "block": plan.block, "depths": plan.depths, "ms": plan.ms, "places": all,
+        "rw": plan.rw, "mix": plan.mix, "block": plan.block, "depths": plan.depths,
+        "pairs": plan.pairs, "io_threads": plan.io_threads(), "ms": plan.ms, "places": all,
     }))?;
     std::fs::write(&path, text).with_context(|| path.display().to_string())?;
     println!("\nfigures and pictures: {}", out.display());
@@ -108,11 +126,13 @@ fn measure(plan: &Plan, place: Place) -> Result<Results> {
 fn one(plan: &Plan, image: &Image, contender: Contender) -> Result<Vec<Sample>> {
     match contender {
         Contender::Berth { shadow, poll_us } => guest::on_berth(plan, image, shadow, poll_us),
-        Contender::Qemu {
+        Contender::QemuNvme {
             shadow,
             ioeventfd,
             aio,
-        } => guest::on_qemu(plan, image, shadow, ioeventfd, aio),
+        } => guest::on_qemu(plan, image, QemuDevice::Nvme { shadow, ioeventfd }, aio),
+        Contender::QemuVirtio { aio } => guest::on_qemu(plan, image, QemuDevice::Virtio, aio),
         Contender::Host(engine) => host::fio(plan, image, engine),
+        Contender::Memcpy => memcpy::measure(plan, image.bytes),
     }
 }

@@ -1,4 +1,4 @@
-//! What is to be measured: loads, files and who does them.
+//! What is to be measured: loads and files.
 
 use std::fmt;
 
@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Most commands out at a time, the bench guest's limit.
 const MAX_DEPTH: u32 = 256;
+/// Most queue pairs, the same.
+const MAX_PAIRS: u32 = 4;
 
 /// Where the bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,64 +43,21 @@ impl fmt::Display for Place {
     }
 }
 
-/// Who does the I/O.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Contender {
-    /// The bench guest on berth.
-    Berth {
-        /// With shadow doorbells.
-        shadow: bool,
-        /// The controller's `poll-us`.
-        poll_us: u64,
-    },
-    /// The bench guest on QEMU's NVMe.
-    Qemu {
-        /// With shadow doorbells.
-        shadow: bool,
-        /// The device's `ioeventfd`.
-        ioeventfd: bool,
-        /// The drive's `aio`.
-        aio: &'static str,
-    },
-    /// fio on the host, with this engine.
-    Host(&'static str),
-}
-
-impl fmt::Display for Contender {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |shadow: bool| {
-            if shadow {
-                ""
-            } else {
-                " without shadow doorbells"
-            }
-        };
-        match self {
-            Self::Berth { shadow, poll_us } => {
-                write!(f, "berth poll-us={poll_us}{}", plain(*shadow))
-            }
-            Self::Qemu {
-                shadow,
-                ioeventfd,
-                aio,
-            } => {
-                let switch = if *ioeventfd { "on" } else { "off" };
-                write!(f, "QEMU ioeventfd={switch} aio={aio}{}", plain(*shadow))
-            }
-            Self::Host(engine) => write!(f, "host fio {engine}"),
-        }
-    }
-}
-
 /// All that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// `randread`, `randwrite`, `read` or `write`.
+    /// `randread`, `randwrite`, `randrw`, `read`, `write` or `rw`.
     pub rw: String,
+    /// Percent of reads in `randrw` and `rw`.
+    pub mix: u64,
     /// Bytes in a command.
     pub block: u64,
-    /// Commands out at a time, one measurement each.
+    /// Commands out at a time on each queue pair, one measurement each.
     pub depths: Vec<u32>,
+    /// Queue pairs.
+    pub pairs: u32,
+    /// berth's I/O threads, if not as many as queue pairs.
+    pub io_threads: Option<u32>,
     /// How often everything is measured, in turn.
     pub rounds: usize,
     /// Length of one measurement in milliseconds.
@@ -107,21 +66,24 @@ pub struct Plan {
     pub places: Vec<Place>,
     /// Whether QEMU takes part.
     pub qemu: bool,
-    /// `poll-us` of the controllers that poll.
-    pub poll_us: u64,
+    /// A `poll-us` to be measured beside the default and none.
+    pub poll_us: Option<u64>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         Self {
             rw: "randread".into(),
+            mix: 50,
             block: 4096,
             depths: vec![1, 4, 16, 32, 64, 128],
+            pairs: 1,
+            io_threads: None,
             rounds: 5,
             ms: 1000,
             places: Place::ALL.map(|(_, place)| place).to_vec(),
             qemu: true,
-            poll_us: 50,
+            poll_us: None,
         }
     }
 }
@@ -146,7 +108,7 @@ impl Plan {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
             "rw" => {
-                let known = ["randread", "randwrite", "read", "write"];
+                let known = ["randread", "randwrite", "randrw", "read", "write", "rw"];
                 ensure!(
                     known.contains(&value),
                     "must be one of {}",
@@ -154,19 +116,17 @@ impl Plan {
                 );
                 self.rw = value.to_owned();
             }
+            "mix" => self.mix = number(value, 0, 100)?,
             "bs" => {
                 self.block = number(value, 512, 512 << 10)?;
                 ensure!(self.block.is_multiple_of(512), "must be a multiple of 512");
             }
             "qd" => {
-                let depth = |text| number(text, 1, MAX_DEPTH.into());
-                let depths: Result<Vec<u64>> = value.split(',').map(depth).collect();
-                // Each is at most MAX_DEPTH.
-                self.depths = depths?
-                    .iter()
-                    .map(|it| u32::try_from(*it).unwrap_or(1))
-                    .collect();
+                let depth = |text| narrow(text, 1, MAX_DEPTH);
+                self.depths = value.split(',').map(depth).collect::<Result<_>>()?;
             }
+            "pairs" => self.pairs = narrow(value, 1, MAX_PAIRS)?,
+            "io-threads" => self.io_threads = Some(narrow(value, 1, 64)?),
             "rounds" => self.rounds = usize::try_from(number(value, 1, 1000)?)?,
             "ms" => self.ms = number(value, 10, 600_000)?,
             "files" => {
@@ -178,7 +138,7 @@ impl Plan {
                 };
                 self.places = value.split(',').map(place).collect::<Result<_>>()?;
             }
-            "poll-us" => self.poll_us = number(value, 1, 1000)?,
+            "poll-us" => self.poll_us = Some(number(value, 1, 1000)?),
             "qemu" => {
                 self.qemu = match value {
                     "on" => true,
@@ -186,45 +146,46 @@ impl Plan {
                     _ => bail!("must be on or off"),
                 }
             }
-            _ => bail!("unknown key; known: rw, bs, qd, rounds, ms, files, poll-us, qemu"),
+            _ => bail!(
+                "unknown key; known: rw, mix, bs, qd, pairs, io-threads, rounds, ms, files, poll-us, qemu"
+            ),
         }
         Ok(())
     }
 
-    /// Who does the I/O in one place, in the order of a round.
-    pub fn contenders(&self, place: Place) -> Vec<Contender> {
-        let mut all = Vec::new();
-        for shadow in [true, false] {
-            for poll_us in [self.poll_us, 0] {
-                all.push(Contender::Berth { shadow, poll_us });
-            }
-        }
-        if !place.is_file() {
-            return all;
-        }
-        all.extend(["psync", "libaio", "io_uring"].map(Contender::Host));
-        if !self.qemu {
-            return all;
-        }
-        let engines: &[&str] = match place {
-            Place::Disk => &["native", "io_uring"],
-            _ => &["threads", "io_uring"],
+    /// berth's I/O threads.
+    pub fn io_threads(&self) -> u32 {
+        self.io_threads.unwrap_or(self.pairs)
+    }
+
+    /// Whether all commands write.
+    pub fn only_writes(&self) -> bool {
+        matches!(self.rw.as_str(), "write" | "randwrite")
+    }
+
+    /// Whether commands read and write.
+    pub fn is_mixed(&self) -> bool {
+        matches!(self.rw.as_str(), "rw" | "randrw")
+    }
+
+    /// Whether commands go in order.
+    pub fn is_sequential(&self) -> bool {
+        matches!(self.rw.as_str(), "read" | "write" | "rw")
+    }
+
+    /// The load in words, without its depths.
+    pub fn load(&self) -> String {
+        let mix = if self.is_mixed() {
+            format!(" with {} % reads", self.mix)
+        } else {
+            String::new()
         };
-        for aio in engines {
-            for ioeventfd in [true, false] {
-                all.push(Contender::Qemu {
-                    shadow: true,
-                    ioeventfd,
-                    aio,
-                });
-            }
-        }
-        all.push(Contender::Qemu {
-            shadow: false,
-            ioeventfd: false,
-            aio: engines[0],
-        });
-        all
+        let pairs = match self.pairs {
+            1 => "1 queue pair".into(),
+            // A guest with more processors could be faster.
+            pairs => format!("{pairs} queue pairs of one vCPU"),
+        };
+        format!("{}{mix} of {} bytes, {pairs}", self.rw, self.block)
     }
 }
 
@@ -244,6 +205,11 @@ fn number(text: &str, low: u64, high: u64) -> Result<u64> {
         .with_context(|| format!("must be from {low} to {high}"))
 }
 
+/// As [`number`], for small ones.
+fn narrow(text: &str, low: u32, high: u32) -> Result<u32> {
+    Ok(u32::try_from(number(text, low.into(), high.into())?)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,18 +222,23 @@ mod tests {
     #[test]
     fn words_change_the_plan() {
         assert_eq!(parse("").unwrap(), Plan::default());
-        let plan =
-            parse("rw=write bs=128K qd=1,32 rounds=3 ms=250 files=null,disk qemu=off poll-us=20")
-                .unwrap();
+        let plan = parse(
+            "rw=rw mix=70 bs=128K qd=1,32 pairs=2 io-threads=3 rounds=3 ms=250 files=null,disk \
+             qemu=off poll-us=20",
+        )
+        .unwrap();
         let expected = Plan {
-            rw: "write".into(),
+            rw: "rw".into(),
+            mix: 70,
             block: 128 << 10,
             depths: vec![1, 32],
+            pairs: 2,
+            io_threads: Some(3),
             rounds: 3,
             ms: 250,
             places: vec![Place::Null, Place::Disk],
             qemu: false,
-            poll_us: 20,
+            poll_us: Some(20),
         };
         assert_eq!(plan, expected);
     }
@@ -282,6 +253,9 @@ mod tests {
             ("bs=1000", "must be a multiple of 512"),
             ("files=floppy", "floppy: must be one of"),
             ("rw=trim", "must be one of randread"),
+            ("mix=101", "must be from 0 to 100"),
+            ("pairs=5", "must be from 1 to 4"),
+            ("io-threads=0", "must be from 1 to 64"),
         ] {
             let error = format!("{:#}", parse(word).unwrap_err());
             assert!(error.contains(why), "{error}");
@@ -289,16 +263,13 @@ mod tests {
     }
 
     #[test]
-    fn only_files_have_other_contenders() {
-        let plan = Plan::default();
-        assert_eq!(plan.contenders(Place::Null).len(), 4);
-        assert_eq!(plan.contenders(Place::Tmpfs).len(), 12);
-        let names: Vec<String> = plan
-            .contenders(Place::Disk)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert!(names.contains(&"QEMU ioeventfd=off aio=native".to_owned()));
-        assert!(names.contains(&"berth poll-us=0 without shadow doorbells".to_owned()));
+    fn the_load_is_told_in_words() {
+        let plan = parse("").unwrap();
+        assert_eq!(plan.load(), "randread of 4096 bytes, 1 queue pair");
+        assert_eq!(plan.io_threads(), 1);
+        let plan = parse("rw=randrw mix=70 pairs=2").unwrap();
+        let words = "randrw with 70 % reads of 4096 bytes, 2 queue pairs of one vCPU";
+        assert_eq!(plan.load(), words);
+        assert_eq!(plan.io_threads(), 2);
     }
 }

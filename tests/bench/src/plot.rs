@@ -44,10 +44,11 @@ impl Axis {
         }
     }
 
-    fn value(self, series: &Series, depth: u32) -> f64 {
+    /// With `out` commands out at a time on all pairs.
+    fn value(self, series: &Series, out: u32) -> f64 {
         match self {
             Self::Iops => series.iops() / 1000.0,
-            Self::Latency => series.latency(depth),
+            Self::Latency => series.latency(out),
         }
     }
 }
@@ -61,7 +62,7 @@ pub fn draw(plan: &Plan, results: &Results, axis: Axis, path: &Path) -> Result<(
     let points = |row: &crate::report::Row| -> Vec<(u32, f64)> {
         let depths = plan.depths.iter().zip(&row.depths);
         depths
-            .map(|(depth, series)| (*depth, axis.value(series, *depth)))
+            .map(|(depth, series)| (*depth, axis.value(series, *depth * plan.pairs)))
             .collect()
     };
     let all = || results.rows.iter().flat_map(points);
@@ -72,7 +73,7 @@ pub fn draw(plan: &Plan, results: &Results, axis: Axis, path: &Path) -> Result<(
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)
         .map_err(|error| failed(error.to_string()))?;
-    let title = format!("{}: {} of {} bytes", results.place, plan.rw, plan.block);
+    let title = format!("{}: {}", results.place, plan.load());
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 24))
         .margin(16)
@@ -82,7 +83,7 @@ pub fn draw(plan: &Plan, results: &Results, axis: Axis, path: &Path) -> Result<(
         .map_err(|error| failed(error.to_string()))?;
     chart
         .configure_mesh()
-        .x_desc("queue depth")
+        .x_desc("queue depth of each pair")
         .y_desc(axis.label())
         .bold_line_style(BLACK.mix(0.15))
         .light_line_style(BLACK.mix(0.05))

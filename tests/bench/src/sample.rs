@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::cpu::CpuTime;
+
 /// One measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Sample {
@@ -11,6 +13,25 @@ pub struct Sample {
     pub iops: f64,
     /// Counters, each per command.
     pub per_io: BTreeMap<&'static str, f64>,
+}
+
+impl Sample {
+    /// Without counters.
+    pub fn new(iops: f64) -> Self {
+        Self {
+            iops,
+            per_io: BTreeMap::new(),
+        }
+    }
+
+    /// Adds the CPU time between two looks, in which `commands` commands were done.
+    pub fn add_cpu(&mut self, before: CpuTime, after: CpuTime, commands: f64) {
+        let all = after.all - before.all;
+        // The kernel corrects the ticks of user and system time, but not those of guest mode.
+        let guest = (after.guest - before.guest).min(all);
+        self.per_io.insert("cpu_us", all / commands);
+        self.per_io.insert("guest_cpu_us", guest / commands);
+    }
 }
 
 /// The same measurement of all rounds.
@@ -44,9 +65,9 @@ impl Series {
         (!values.is_empty()).then(|| median(values.into_iter()))
     }
 
-    /// Mean latency in microseconds at this depth, by Little's law.
-    pub fn latency(&self, depth: u32) -> f64 {
-        f64::from(depth) * 1e6 / self.iops()
+    /// Mean latency in microseconds with `out` commands out at a time, by Little's law.
+    pub fn latency(&self, out: u32) -> f64 {
+        f64::from(out) * 1e6 / self.iops()
     }
 }
 

@@ -35,6 +35,7 @@ mod random;
 mod serial;
 mod tests;
 mod time;
+mod virtio;
 
 use cmdline::CommandLine;
 use serial::println;

@@ -20,6 +20,8 @@ pub mod register {
 pub const MEMORY: u16 = 1 << 1;
 /// Command register: bus master enable.
 pub const MASTER: u16 = 1 << 2;
+/// Command register: no legacy interrupts.
+pub const NO_INTX: u16 = 1 << 10;
 
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;
@@ -121,23 +123,23 @@ impl Function {
         self.write16(register::COMMAND, value & !clear | set);
     }
 
-    /// The offset of the capability with this id.
+    /// The offset of the first capability with this id.
     pub fn capability(self, id: u8) -> Option<u16> {
-        if self.read16(register::STATUS) & 0x10 == 0 {
-            return None;
-        }
-        let mut at = u16::from(self.read8(register::CAPABILITIES) & 0xfc);
-        // A list that loops is cut off.
-        for _ in 0..48 {
-            if at == 0 {
-                return None;
-            }
-            if self.read8(at) == id {
-                return Some(at);
-            }
-            at = u16::from(self.read8(at + 1) & 0xfc);
-        }
-        None
+        self.capabilities(id).next()
+    }
+
+    /// The offsets of all capabilities with this id, in the order of the list.
+    pub fn capabilities(self, id: u8) -> impl Iterator<Item = u16> {
+        let first = if self.read16(register::STATUS) & 0x10 == 0 {
+            0
+        } else {
+            self.read8(register::CAPABILITIES)
+        };
+        let place = |byte: u8| Some(u16::from(byte & 0xfc)).filter(|it| *it != 0);
+        core::iter::successors(place(first), move |at| place(self.read8(at + 1)))
+            // A list that loops is cut off.
+            .take(48)
+            .filter(move |at| self.read8(*at) == id)
     }
 
     /// The memory BAR at register `index`, sized with memory decoding off for a moment.

@@ -81,12 +81,14 @@ pub fn bare_guest(context: &Context) -> Result<PathBuf> {
     Ok(context.target.join("release/bare-guest"))
 }
 
-/// Builds a package's test programs without running them, and returns them.
+/// Builds a package's test programs without running them, and returns them. `package` is its name,
+/// and what else cargo is to be told.
 ///
 /// # Errors
 /// When they do not build, or cargo names none.
-pub fn test_programs(context: &Context, package: &str) -> Result<Vec<PathBuf>> {
-    let output = cargo(context, &["test", "--no-run", "-p", package])
+pub fn test_programs(context: &Context, package: &[&str]) -> Result<Vec<PathBuf>> {
+    let output = cargo(context, &["test", "--no-run", "-p"])
+        .args(package)
         .output()
         .context("cannot run cargo")?;
     let text = String::from_utf8_lossy(&output.stderr);

@@ -3,6 +3,7 @@
 mod apt;
 mod bench;
 mod build;
+mod cost;
 mod images;
 mod kernels;
 mod packages;
@@ -25,14 +26,14 @@ cargo xtask TASK
                   verification and nvme-cli in it, pull a controller beneath
                   fio and plug it in again, power off
   shell [KERNEL]  a shell in such a guest; `Ctrl-a x` leaves
-  test [PART]...  everything CI runs; PARTs: fmt clippy unit bare linux
+  test [PART]...  everything CI runs; PARTs: fmt clippy unit cost bare linux
                   (linux=NAME runs the Linux scenarios whose name contains NAME)
   list            the Linux scenarios
   fetch           get guest kernels and tools, and build the guest images
   build-guest     build the bare-metal test guest and print where it is
   bench [KEY=VALUE]...
-                  speed beside QEMU's NVMe and the host's own, as a table,
-                  JSON and pictures; `bench help` lists the keys
+                  speed beside QEMU's nvme and virtio-blk and the host's own,
+                  as tables, JSON and pictures; `bench help` lists the keys
   size            size of the release binary, and berth's own memory and idle
                   CPU use; fails above 4 MiB, 8 MiB and 1 %
   help            this text

@@ -8,7 +8,7 @@ use crate::Context;
 use crate::progress::Tool;
 
 /// Debian's names.
-const NEEDED: [&str; 9] = [
+const NEEDED: [&str; 10] = [
     "qemu-system-x86",
     "seabios",
     "busybox-static",
@@ -18,6 +18,7 @@ const NEEDED: [&str; 9] = [
     "lz4",
     "zstd",
     "xz-utils",
+    "valgrind",
 ];
 
 /// Sees to it that all needed packages are there.

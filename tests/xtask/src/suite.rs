@@ -7,9 +7,9 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context as _, Result, bail};
 use harness::{HostKind, Placement};
 
-use crate::{Context, build, images};
+use crate::{Context, build, cost, images};
 
-const PARTS: [&str; 5] = ["fmt", "clippy", "unit", "bare", "linux"];
+const PARTS: [&str; 6] = ["fmt", "clippy", "unit", "cost", "bare", "linux"];
 
 /// Packages whose tests are no unit tests: the part `bare` runs the first, and
 /// the second is no program for this host.
@@ -67,6 +67,7 @@ pub fn run(context: &Context, args: &[String]) -> Result<ExitCode> {
             "fmt" => check(context, "fmt", &["fmt", "--all", "--check"]),
             "clippy" => check(context, "clippy", &CLIPPY),
             "unit" => unit(context, host),
+            "cost" => cost(context),
             "bare" => bare(context, host),
             _ => linux(context, host, &filters),
         };
@@ -149,6 +150,19 @@ fn unit(context: &Context, host: HostKind) -> Result<Outcome> {
     })
 }
 
+fn cost(context: &Context) -> Result<Outcome> {
+    let (passed, failed) = cost::run(context)?;
+    Ok(Outcome {
+        part: "cost",
+        note: String::new(),
+        tally: Tally {
+            passed,
+            failed,
+            skipped: 0,
+        },
+    })
+}
+
 fn bare(context: &Context, host: HostKind) -> Result<Outcome> {
     let placement = host.bare_placement()?;
     let note = host.announce("bare-metal guests", &placement);
@@ -190,7 +204,7 @@ fn bare_inside(context: &Context) -> Result<Tally> {
     let binaries = build::release(context)?;
     let kit = images::prepare(context)?;
     let mut tally = Tally::default();
-    for program in build::test_programs(context, "bare-tests")? {
+    for program in build::test_programs(context, &["bare-tests"])? {
         let words = [
             "outer".to_owned(),
             program.display().to_string(),

@@ -210,7 +210,7 @@ fn ctl_leaves_the_command_alone() {
     ] {
         let expected = CtlConfig {
             path: "/p".into(),
-            command: "device_add nvme,id=x --help".into(),
+            action: Action::Command("device_add nvme,id=x --help".into()),
             timeout: Duration::from_secs(3),
         };
         assert_eq!(
@@ -223,8 +223,8 @@ fn ctl_leaves_the_command_alone() {
         panic!("no ctl")
     };
     assert_eq!(
-        (config.command.as_str(), config.timeout.as_secs()),
-        ("help", 10)
+        (config.action, config.timeout.as_secs()),
+        (Action::Command("help".into()), 10)
     );
 }
 
@@ -277,6 +277,140 @@ fn help_names_every_property_and_status() {
     }
 }
 
+/// The machine that a description in `machine.toml` makes.
+fn described(dir: &TempDir, toml: &str, line: &str) -> Result<Invocation, CliError> {
+    let base = dir.path().to_str().unwrap();
+    let file = dir.path().join("machine.toml");
+    fs::write(file, toml.replace("DIR", base)).unwrap();
+    parse_in(dir, &format!("run --machine DIR/machine.toml {line}"))
+}
+
+#[test]
+fn a_description_means_what_the_command_line_means() {
+    let line = "--kernel DIR/kernel -m 1G --cpus 2 --io-threads 3 --append a~b --com2 DIR/out \
+                --control-socket DIR/new --disk DIR/b,,c.img,cache=none,nsid=9 \
+                --object nvme-ns,id=o,bus=s,null=1T,ro,shared=off,ctrl=c,detached \
+                --drive file=DIR/a.img,id=d,if=none,readonly=on --device nvme-subsys,id=s \
+                --device nvme,id=c,subsys=s,addr=1f,serial=x~y,model=\"m,firmware=1,mdts=9,cntlid=0 \
+                --device nvme,io-threads=2,poll-us=0,drive=d,logical_block_size=512 \
+                --device nvme-ns,bus=s,memory=64M,logical_block_size=4096,eui64=5,\
+uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8,nguid=000102030405060708090a0b0c0d0e0f";
+    let dir = files();
+    let run = |invocation| match invocation {
+        Invocation::Run(config) => *config,
+        other => panic!("{other:?}"),
+    };
+    let Invocation::Print(text) = parse_in(&dir, &format!("run --dry-run {line}")).unwrap() else {
+        panic!("it was to be printed");
+    };
+    let mut given = run(parse_in(&dir, &format!("run {line}")).unwrap());
+    // Their files stand in the devices.
+    given.drives.clear();
+    assert_eq!(run(described(&dir, &text, "").unwrap()), given, "{text}");
+    let again = described(&dir, &text, "--dry-run").unwrap();
+    assert_eq!(again, Invocation::Print(text));
+}
+
+#[test]
+fn the_command_line_wins_over_a_description() {
+    let dir = files();
+    let toml = "kernel = 'DIR/kernel'\ncpus = 2\n[[disk]]\nfile = 'DIR/a.img'\n";
+    let Ok(Invocation::Run(config)) = described(&dir, toml, "--cpus 3 --disk null=1M") else {
+        panic!("it is refused");
+    };
+    assert_eq!((config.cpus, config.disks.len()), (3, 2));
+    assert_eq!(config.disks[1].disk.backend, BackendSpec::Null(1 << 20));
+}
+
+#[test]
+fn wrong_descriptions_are_refused_with_their_name() {
+    let dir = files();
+    let base = dir.path().to_str().unwrap();
+    for (toml, line, expected) in [
+        (
+            "",
+            "",
+            "--kernel: is missing; give a bzImage or an ELF kernel, --kernel FILE",
+        ),
+        (
+            "cpus = 65",
+            "--kernel DIR/kernel",
+            "DIR/machine.toml: --cpus 65: must be a number from 1 to 64",
+        ),
+        (
+            "cpus = 2",
+            "--kernel DIR/kernel --cpus 65",
+            "--cpus 65: must be a number from 1 to 64",
+        ),
+        (
+            "[[disk]]\nnull = '1M'\nnsid = 0",
+            "--kernel DIR/kernel",
+            "DIR/machine.toml: --disk nsid=0,null=1M: nsid=0: 0 is no namespace; leave nsid out \
+             to have one chosen",
+        ),
+        (
+            "[[disk]]\nfile = 'DIR/none.img'",
+            "--kernel DIR/kernel",
+            "DIR/machine.toml: --disk file=DIR/none.img: DIR/none.img: no such file or directory",
+        ),
+        (
+            "disks = 1",
+            "",
+            "--machine DIR/machine.toml: unknown key \"disks\" (did you mean \"disk\"?); known: kernel, \
+             initrd, append, memory, cpus, io-threads, com2, control-pipe, control-socket, disk, drive, \
+             object, device",
+        ),
+    ] {
+        let error = described(&dir, toml, line).expect_err(toml).to_string();
+        assert_eq!(error, expected.replace("DIR", base));
+    }
+    refused(
+        1,
+        &[
+            (
+                "run --machine DIR/none",
+                "--machine DIR/none: no such file or directory",
+            ),
+            ("run --machine DIR/dir", "--machine DIR/dir: is a directory"),
+        ],
+    );
+}
+
+#[test]
+fn manual_and_completions_know_every_option() {
+    let info = BerthArgs::get_args_info();
+    let manual = printed("man");
+    for command in &info.commands {
+        let synopsis = format!("\nberth {}", command.name);
+        assert!(manual.contains(&synopsis), "{synopsis}\n{manual}");
+        for flag in command.command.flags.iter().filter(|flag| !flag.hidden) {
+            let escaped = flag.long.replace('-', "\\-");
+            assert!(manual.contains(&escaped), "{escaped}\n{manual}");
+            for shell in ["bash", "fish", "nushell", "zsh"] {
+                let script = printed(&format!("completion {shell}"));
+                let name = flag.long.trim_start_matches('-');
+                assert!(script.contains(name), "{name} in {shell}");
+            }
+        }
+    }
+    for status in ["32", "33", "34", "35"] {
+        assert!(manual.contains(&format!("\\fB{status}\\fR")), "{status}");
+    }
+}
+
+#[test]
+fn bash_takes_its_completion() {
+    let script = printed("completion bash");
+    let ask = "COMP_WORDS=(berth run --io-thr); COMP_CWORD=2; _berth; echo \"${COMPREPLY[@]}\"";
+    let bash = std::process::Command::new("bash")
+        .args(["-c", &format!("{script}\n{ask}")])
+        .output();
+    match bash {
+        Ok(output) => assert_eq!(String::from_utf8_lossy(&output.stdout), "--io-threads\n"),
+        Err(error) => println!("skipped: no bash: {error}"),
+    }
+}
+
 const K: &str = "run --kernel DIR/kernel ";
 
 #[test]
@@ -288,16 +422,26 @@ fn wrong_command_lines_are_refused() {
         &[
             ("", nothing),
             (
+                "completion",
+                "completion: name one shell of bash, fish, nushell, zsh",
+            ),
+            (
+                "completion zhs",
+                "completion zhs: unknown shell (did you mean \"zsh\"?); known: bash, fish, nushell, zsh",
+            ),
+            ("man berth", "berth: unexpected argument of berth man"),
+            (
                 "rum",
-                "rum: unknown command (did you mean \"run\"?); known: run, ctl; see \"berth --help\"",
+                "rum: unknown command (did you mean \"run\"?); known: run, ctl, completion, \
+                 man; see \"berth --help\"",
             ),
             (
                 "DIR/kernel",
-                "DIR/kernel: unknown command; known: run, ctl; see \"berth --help\"",
+                "DIR/kernel: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
             ),
             (
                 "help me",
-                "me: unknown command; known: run, ctl; see \"berth --help\"",
+                "me: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
             ),
             (
                 "--verison",
@@ -560,6 +704,11 @@ fn wrong_ctl_lines_are_refused() {
                 "--wait: unknown option; see \"berth ctl --help\"",
             ),
             ("ctl /p -x", "-x: unknown option; see \"berth ctl --help\""),
+            ("ctl /p watch 0", "watch 0: must be a number from 1 to 3600"),
+            (
+                "ctl /p watch 1 2",
+                "2: unexpected argument; watch takes an interval in seconds",
+            ),
         ],
     );
     let arguments = ["ctl", "/p", "info\nstatus"].map(OsString::from);

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::command::{self, Line};
 use super::line::MAX_LINE;
-use super::{lock_until, pipe, plain, sys};
+use super::{lock_until, pipe, plain, sys, watch};
 
 /// Longest reply that is taken in bytes.
 const MAX_REPLY: usize = 64 << 20;
@@ -27,10 +27,19 @@ const MAX_REPLY: usize = 64 << 20;
 pub struct CtlConfig {
     /// A socket, or the base of a FIFO pair.
     pub path: PathBuf,
-    /// One command, without newlines.
-    pub command: String,
+    /// What to do there.
+    pub action: Action,
     /// Limit on everything, beyond the command's own `wait=`.
     pub timeout: Duration,
+}
+
+/// What `berth ctl` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Sends a command, without newlines, and prints the reply.
+    Command(String),
+    /// Prints what happens, at this interval.
+    Watch(Duration),
 }
 
 /// Why there is no result. Starts with the path.
@@ -81,21 +90,33 @@ pub enum Problem {
     Io(#[from] io::Error),
 }
 
-/// Sends the command, waits for its reply, and returns what is to be printed.
+/// Does what was asked for.
 ///
 /// # Errors
 /// No berth is there, it did not answer in time, or it refused the command.
-pub fn run(config: &CtlConfig) -> Result<String, CtlError> {
-    exchange(config)
-        .map(|result| printable(&result))
-        .map_err(|problem| CtlError {
-            path: config.path.display().to_string(),
-            problem,
-        })
+pub fn run(config: &CtlConfig) -> Result<(), CtlError> {
+    match &config.action {
+        Action::Command(command) => {
+            crate::cli::print(&printable(&ask(config, command)?));
+            Ok(())
+        }
+        Action::Watch(interval) => watch::run(config, *interval),
+    }
+}
+
+/// Sends a command and waits for its reply.
+///
+/// # Errors
+/// As [`run`].
+pub fn ask(config: &CtlConfig, command: &str) -> Result<Value, CtlError> {
+    exchange(config, command).map_err(|problem| CtlError {
+        path: config.path.display().to_string(),
+        problem,
+    })
 }
 
 /// Text as it is, nothing for nothing, everything else as indented JSON; ends with a newline.
-fn printable(result: &Value) -> String {
+pub(super) fn printable(result: &Value) -> String {
     let mut text = match result {
         Value::Null => return String::new(),
         Value::String(text) => text.clone(),
@@ -107,10 +128,10 @@ fn printable(result: &Value) -> String {
     text
 }
 
-fn exchange(config: &CtlConfig) -> Result<Value, Problem> {
-    let limit = config.timeout.saturating_add(own_wait(&config.command));
+fn exchange(config: &CtlConfig, command: &str) -> Result<Value, Problem> {
+    let limit = config.timeout.saturating_add(own_wait(command));
     let token = token();
-    let line = format!("@{token} {}\n", config.command);
+    let line = format!("@{token} {command}\n");
     if line.len() > MAX_LINE {
         return Err(Problem::TooLong);
     }

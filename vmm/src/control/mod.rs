@@ -22,6 +22,7 @@ pub mod socket;
 pub mod sys;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fs::{File, FileType, TryLockError};

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use tempfile::TempDir;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::client::{CtlConfig, CtlError};
+use super::client::{Action, CtlConfig, CtlError};
 use super::line::MAX_LINE;
 use super::outbox::MAX_WAITING;
 use super::*;
@@ -204,11 +204,12 @@ impl Place {
     }
 
     fn ctl(&self, name: &str, command: &str, timeout: Duration) -> Result<String, CtlError> {
-        client::run(&CtlConfig {
+        let config = CtlConfig {
             path: self.path(name),
-            command: command.to_owned(),
+            action: Action::Command(command.to_owned()),
             timeout,
-        })
+        };
+        client::ask(&config, command).map(|reply| client::printable(&reply))
     }
 }
 

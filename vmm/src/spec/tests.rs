@@ -50,7 +50,7 @@ fn defaults_are_qemus() {
         max_ioqpairs: 64,
         mqes: 0x7ff,
         mdts: 7,
-        poll_us: 0,
+        poll_us: 50,
         io_threads: None,
         cntlid: None,
         disk: None,

@@ -5,10 +5,12 @@ mod polling;
 #[cfg(test)]
 mod protocol;
 mod slots;
+#[cfg(test)]
+mod steady;
 mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -80,6 +82,8 @@ pub(super) struct Shared {
     doorbell: EventFd,
     sleeper: Sleeper,
     messages: Mutex<Vec<Message>>,
+    // Lets the thread look without the lock.
+    mail: AtomicBool,
     stats: ThreadStats,
 }
 
@@ -92,13 +96,18 @@ impl Shared {
             doorbell: event()?,
             sleeper: Sleeper::default(),
             messages: Mutex::default(),
+            mail: AtomicBool::new(false),
             stats: ThreadStats::default(),
         })
     }
 
     /// Hands a message over.
     pub fn send(&self, message: Message) {
-        self.lock_messages().push(message);
+        {
+            let mut messages = self.lock_messages();
+            messages.push(message);
+            self.mail.store(true, Ordering::Release);
+        }
         self.wake();
     }
 
@@ -113,6 +122,16 @@ impl Shared {
     /// The event that doorbell writes are to signal.
     pub fn doorbell_event(&self) -> &EventFd {
         &self.doorbell
+    }
+
+    fn has_messages(&self) -> bool {
+        self.mail.load(Ordering::Acquire)
+    }
+
+    fn take_messages(&self) -> Vec<Message> {
+        let mut messages = self.lock_messages();
+        self.mail.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *messages)
     }
 
     fn lock_messages(&self) -> std::sync::MutexGuard<'_, Vec<Message>> {

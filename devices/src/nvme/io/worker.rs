@@ -55,6 +55,17 @@ enum Run {
     Stop,
 }
 
+/// What there was to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Commands or completions.
+    Worked,
+    /// Nothing.
+    Idle,
+    /// The thread is to end.
+    Stop,
+}
+
 /// An I/O thread's own state.
 pub struct Worker {
     shared: Arc<Shared>,
@@ -101,29 +112,45 @@ impl Worker {
     /// Serves until told to stop.
     pub fn run(&mut self) {
         loop {
-            if self.take_messages() == Run::Stop {
-                return;
-            }
-            let reaped = self.reap();
-            let fetched = self.serve_queues();
-            self.engine.kick();
-            for group in self.groups.iter_mut().flatten() {
-                group.interrupt();
-            }
-            if reaped || fetched {
-                if self.polling.work() {
-                    self.shared.stats.polled.add(1);
+            match self.turn() {
+                Turn::Stop => return,
+                Turn::Worked => {
+                    if self.polling.work() {
+                        self.shared.stats.polled.add(1);
+                    }
                 }
-            } else if self.engine.must_poll() || self.polling.look_again(self.poll_limit()) {
-                std::hint::spin_loop();
-            } else {
-                self.sleep();
+                Turn::Idle => {
+                    if !self.engine.must_poll() && !self.polling.look_again(self.poll_limit()) {
+                        self.sleep();
+                    }
+                }
             }
         }
     }
 
+    /// Serves everything once.
+    pub fn turn(&mut self) -> Turn {
+        if self.take_messages() == Run::Stop {
+            return Turn::Stop;
+        }
+        let reaped = self.reap();
+        let fetched = self.serve_queues();
+        self.engine.kick();
+        for group in self.groups.iter_mut().flatten() {
+            group.interrupt();
+        }
+        if reaped || fetched {
+            Turn::Worked
+        } else {
+            Turn::Idle
+        }
+    }
+
     fn take_messages(&mut self) -> Run {
-        let messages = std::mem::take(&mut *self.shared.lock_messages());
+        if !self.shared.has_messages() {
+            return Run::On;
+        }
+        let messages = self.shared.take_messages();
         for message in messages {
             if let Message::Stop = message {
                 return Run::Stop;
@@ -491,7 +518,7 @@ impl Worker {
 
     fn has_work(&mut self) -> bool {
         let room = self.engine.has_room();
-        let mut work = !self.shared.lock_messages().is_empty();
+        let mut work = self.shared.has_messages();
         for group in self.groups.iter_mut().flatten() {
             // Without room in the engine its completions wake the thread.
             work |= group.prepare_sleep() && room;
@@ -511,7 +538,7 @@ impl Worker {
         self.shared.stats.sleeps.add(1);
         let start = Instant::now();
         let waited = self.epoll.wait(timeout, &mut events);
-        self.polling.slept(start.elapsed(), self.poll_limit());
+        self.polling.slept(start, Instant::now(), self.poll_limit());
         let count = match waited {
             Ok(count) => count,
             // A signal; the loop looks at everything anyway.

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::fakes::wait_until;
+pub use super::harness::subsystem;
 use super::harness::*;
 use crate::nvme::spec::{NvmOpcode, Status};
 use crate::storage::testing::{Mode, TestBackend, TestControl};
 use crate::storage::{Backend, Cancel, Engine, Request, Submitted, Token};
-use crate::subsystem::{AttachmentTable, ControllerLink, Namespace, NamespaceConfig};
+use crate::subsystem::{AttachmentTable, ControllerLink, Namespace, NamespaceConfig, Subsystem};
 
 /// A backend whose requests cannot be cancelled.
 pub struct Stubborn {
@@ -147,16 +148,6 @@ pub fn remove(machine: &Machine, nsid: u32) -> (EventFd, Arc<Namespace>) {
 
 /// A table with NSID 1 of this UUID, or with nothing.
 pub fn table_of(uuid: Option<u128>) -> Arc<AttachmentTable> {
-    struct Observer(Mutex<Arc<AttachmentTable>>);
-    impl ControllerLink for Observer {
-        fn attachments_changed(&self, table: Arc<AttachmentTable>, _changed: &[u32]) {
-            *self.0.lock().unwrap() = table;
-        }
-
-        fn in_flight(&self, _namespace: &Namespace) -> u64 {
-            0
-        }
-    }
     let subsystem = subsystem("subsys0", true);
     if let Some(uuid) = uuid {
         let config = NamespaceConfig {
@@ -166,6 +157,21 @@ pub fn table_of(uuid: Option<u128>) -> Arc<AttachmentTable> {
         };
         let (backend, _control) = TestBackend::new(4096, 512);
         subsystem.add_namespace(config, backend).unwrap();
+    }
+    table_of_subsystem(&subsystem)
+}
+
+/// A table of all shared namespaces.
+pub fn table_of_subsystem(subsystem: &Arc<Subsystem>) -> Arc<AttachmentTable> {
+    struct Observer(Mutex<Arc<AttachmentTable>>);
+    impl ControllerLink for Observer {
+        fn attachments_changed(&self, table: Arc<AttachmentTable>, _changed: &[u32]) {
+            *self.0.lock().unwrap() = table;
+        }
+
+        fn in_flight(&self, _namespace: &Namespace) -> u64 {
+            0
+        }
     }
     let observer = Arc::new(Observer(Mutex::default()));
     let link = subsystem.link("c", None).unwrap();

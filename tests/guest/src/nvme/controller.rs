@@ -432,27 +432,30 @@ impl Controller {
         Ok(page.read16(256) & 1 << 8 != 0)
     }
 
-    /// Turns shadow doorbells on, for the pairs given and all queues created later.
+    /// Turns shadow doorbells on, for the pairs given and all queues created later. After a failure
+    /// these pairs are of no more use.
     ///
     /// # Errors
     /// The command fails.
-    pub fn use_shadow_doorbells(&mut self, pairs: &mut [Pair]) -> Outcome {
+    pub fn use_shadow_doorbells<'a>(
+        &mut self,
+        pairs: impl IntoIterator<Item = &'a mut Pair>,
+    ) -> Outcome {
         let buffers = (memory::allocate(PAGE), memory::allocate(PAGE));
-        // A driver that changes over in mid-flow puts its own tails and heads in first.
-        for pair in &*pairs {
+        for pair in pairs {
             let id = u64::from(pair.sq.id);
-            buffers.0.write32(self.slot(id * 2), pair.sq.tail());
-            buffers.0.write32(self.slot(id * 2 + 1), pair.cq.head());
+            let (tail, head) = (id * 2, id * 2 + 1);
+            // A driver that changes over in mid-flow puts its own tails and heads in first.
+            buffers.0.write32(self.slot(tail), pair.sq.tail());
+            buffers.0.write32(self.slot(head), pair.cq.head());
+            // Nothing rings them before the controller knows.
+            pair.sq.doorbell.shadow = Some(self.slot_parts(buffers, tail));
+            pair.cq.doorbell.shadow = Some(self.slot_parts(buffers, head));
         }
         let command =
             Command::new(admin::DOORBELL_BUFFER).prp(buffers.0.address(0), buffers.1.address(0));
         self.admin_ok("Doorbell Buffer Config", command)?;
         self.shadow = Some(buffers);
-        for pair in pairs {
-            let id = u64::from(pair.sq.id);
-            pair.sq.doorbell.shadow = Some(self.slot_parts(buffers, id * 2));
-            pair.cq.doorbell.shadow = Some(self.slot_parts(buffers, id * 2 + 1));
-        }
         Ok(())
     }
 

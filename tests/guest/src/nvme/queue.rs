@@ -93,8 +93,10 @@ impl SubmissionQueue {
         self.next_command = id.wrapping_add(1);
         command.dwords[0] = command.dwords[0] & 0xffff | u32::from(id) << 16;
         let slot = u64::from(self.tail) * 64;
-        for (index, dword) in command.dwords.iter().enumerate() {
-            self.memory.write32(slot + index as u64 * 4, *dword);
+        let quads = command.dwords.chunks_exact(2);
+        for (quad, at) in quads.zip((slot..).step_by(8)) {
+            self.memory
+                .write64(at, u64::from(quad[0]) | u64::from(quad[1]) << 32);
         }
         self.tail = (self.tail + 1) % self.entries;
         Some(id)

@@ -1,0 +1,225 @@
+//! What serving commands costs, in allocations and instructions, with the worker in the test's own
+//! thread.
+//!
+//! `cargo xtask test cost` counts the instructions of [`serve`] with callgrind, in a release build.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::worker::{Turn, Worker};
+use super::{Message, Shared};
+use crate::counting;
+use crate::interrupt::{MsiGroup, MsiMessage};
+use crate::ioevent::IoEvents;
+use crate::nvme::core::Core;
+use crate::nvme::doorbell::{DoorbellId, Doorbells, Shadow};
+use crate::nvme::queue::{CompletionQueue, SubmissionQueue};
+use crate::nvme::spec::{Cdw0, Cqe, NvmOpcode, Sqe, Status};
+use crate::nvme::tests::held::{subsystem, table_of_subsystem};
+use crate::pci::msix::Msix;
+use crate::ram::{GuestRam, MappedRange};
+use crate::storage::{BackendConfig, BackendKind, CacheMode, Engine, open};
+use crate::subsystem::NamespaceConfig;
+
+const SQ: u64 = 0x1_0000;
+const CQ: u64 = 0x2_0000;
+const VALUES: u64 = 0x3000;
+const INDICES: u64 = 0x4000;
+const DATA: u64 = 0x10_0000;
+const ENTRIES: u32 = 256;
+const BLOCK: u64 = 4096;
+const BYTES: u64 = 16 << 20;
+
+struct Nothing;
+
+impl MsiGroup for Nothing {
+    fn trigger(&self, _: u16) {}
+
+    fn update(&self, _: &[(u16, Option<MsiMessage>)]) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self) {}
+}
+
+impl IoEvents for Nothing {
+    fn register(&self, _: &EventFd, _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn unregister(&self, _: &EventFd, _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The only place where instructions count.
+#[inline(never)]
+fn serve(worker: &mut Worker) -> Turn {
+    // Not a jump, which callgrind would not take for a call.
+    std::hint::black_box(worker.turn())
+}
+
+/// A queue pair with shadow doorbells, its worker, and its guest.
+struct Driver {
+    ram: GuestRam,
+    values: MappedRange,
+    worker: Worker,
+    tail: u32,
+    head: u32,
+    phase: bool,
+}
+
+impl Driver {
+    fn new(kind: BackendKind) -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
+        let ram = GuestRam::new(memory);
+        let shared = Arc::new(Shared::new(0).unwrap());
+        let engine = Engine::new(ram.clone()).unwrap();
+        let worker = Worker::new(Arc::clone(&shared), engine).unwrap();
+        let core = Self::core(&ram, kind);
+        let queue = CompletionQueue::new(&ram, 1, CQ, ENTRIES, Some(1)).unwrap();
+        shared.send(Message::AddCq {
+            core: Arc::clone(&core),
+            queue,
+            stats: Arc::default(),
+        });
+        shared.send(Message::AddSq {
+            core,
+            queue: SubmissionQueue::new(&ram, 1, SQ, ENTRIES).unwrap(),
+            cqid: 1,
+            stats: Arc::default(),
+        });
+        Self {
+            values: ram.map(VALUES, 4096).unwrap(),
+            ram,
+            worker,
+            tail: 0,
+            head: 0,
+            phase: true,
+        }
+    }
+
+    fn core(ram: &GuestRam, kind: BackendKind) -> Arc<Core> {
+        let doorbells = Doorbells::new(2, Arc::new(Nothing));
+        doorbells.open(DoorbellId::sq(1), ENTRIES, 0);
+        doorbells.open(DoorbellId::cq(1), ENTRIES, 0);
+        let shadow = Shadow::new(ram, VALUES, INDICES).unwrap();
+        doorbells.start_shadow(&Arc::new(shadow));
+        let msix = Msix::new(3, Arc::new(Nothing));
+        let most = 1 << 20;
+        let core = Core::new(
+            "c".into(),
+            ram.clone(),
+            doorbells,
+            msix,
+            most,
+            Duration::ZERO,
+        );
+        let core = core.unwrap();
+        core.set_bus_master(true);
+        let subsystem = subsystem("subsys0", true);
+        let config = BackendConfig {
+            kind,
+            read_only: false,
+            block_size: 4096,
+        };
+        let namespace = NamespaceConfig {
+            shared: true,
+            ..NamespaceConfig::default()
+        };
+        let backend = open(&config).unwrap();
+        subsystem.add_namespace(namespace, backend).unwrap();
+        core.set_namespaces(table_of_subsystem(&subsystem), &[1]);
+        Arc::new(core)
+    }
+
+    /// Reads `count` blocks, all out at a time.
+    fn batch(&mut self, count: u32) {
+        for slot in 0..u16::try_from(count).unwrap() {
+            let sqe = Sqe {
+                cdw0: Cdw0::new().with_opc(NvmOpcode::READ.0).with_cid(slot),
+                nsid: 1,
+                prp1: DATA + u64::from(slot) * BLOCK,
+                cdw10: u32::from(slot) * 7,
+                ..Sqe::default()
+            };
+            self.ram
+                .write(SQ + u64::from(self.tail) * 64, &sqe)
+                .unwrap();
+            self.tail = (self.tail + 1) % ENTRIES;
+        }
+        self.values.store_u32(8, self.tail, Ordering::Release);
+        let start = Instant::now();
+        let mut left = count;
+        while left > 0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "{left} are left");
+            serve(&mut self.worker);
+            while let Some(cqe) = self.take() {
+                assert_eq!(cqe.status(), Status::SUCCESS, "{cqe:?}");
+                left -= 1;
+            }
+        }
+        self.values.store_u32(12, self.head, Ordering::Release);
+    }
+
+    fn take(&mut self) -> Option<Cqe> {
+        let cqe: Cqe = self.ram.read(CQ + u64::from(self.head) * 16).unwrap();
+        if cqe.phase() != self.phase {
+            return None;
+        }
+        self.head = (self.head + 1) % ENTRIES;
+        if self.head == 0 {
+            self.phase = !self.phase;
+        }
+        Some(cqe)
+    }
+}
+
+/// Allocations of `batches` batches of `count` reads, once all is warm.
+fn allocations(kind: BackendKind, count: u32, batches: u32) -> usize {
+    let mut driver = Driver::new(kind);
+    for _ in 0..20 {
+        driver.batch(count);
+    }
+    let before = counting::allocations();
+    for _ in 0..batches {
+        driver.batch(count);
+    }
+    counting::allocations() - before
+}
+
+#[test]
+fn nothing_is_allocated_for_a_command() {
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(BYTES).unwrap();
+    let file = || BackendKind::File {
+        path: disk.path().into(),
+        cache: CacheMode::Writeback,
+    };
+    assert_eq!(allocations(BackendKind::Null { size: BYTES }, 32, 100), 0);
+    assert_eq!(allocations(BackendKind::Memory { size: BYTES }, 32, 100), 0);
+    assert_eq!(allocations(file(), 32, 100), 0);
+    assert_eq!(allocations(file(), 1, 100), 0);
+}
+
+/// Reads for `cargo xtask test cost`, which knows these numbers from the name of the test.
+fn reads(count: u32, batches: u32) {
+    let mut driver = Driver::new(BackendKind::Null { size: BYTES });
+    for _ in 0..batches {
+        driver.batch(count);
+    }
+}
+
+#[test]
+fn cost_of_6400_reads_in_batches_of_1() {
+    reads(1, 6400);
+}
+
+#[test]
+fn cost_of_6400_reads_in_batches_of_32() {
+    reads(32, 200);
+}

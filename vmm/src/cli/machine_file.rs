@@ -1,0 +1,241 @@
+//! A machine description (`--machine FILE`): the options of `berth run` in TOML.
+//!
+//! Options that are given once are keys of their names, without dashes in front; those that are given
+//! again and again are tables, `[[device]]`, whose keys are the device's properties. Everything becomes
+//! the text that the command line would have had, so that both mean the same and are refused alike.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::CliError;
+use crate::control::plain;
+use crate::grammar::did_you_mean;
+
+/// Larger files are no machine descriptions.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Options that are given once.
+const SINGLE: [&str; 9] = [
+    "kernel",
+    "initrd",
+    "append",
+    "memory",
+    "cpus",
+    "io-threads",
+    "com2",
+    "control-pipe",
+    "control-socket",
+];
+
+/// Options that are tables, with the key that their argument begins with.
+const REPEATED: [(&str, &str); 4] = [
+    ("disk", "file"),
+    ("drive", "file"),
+    ("object", "qom-type"),
+    ("device", "driver"),
+];
+
+/// What a file says, as arguments of options.
+#[derive(Debug, Default, PartialEq)]
+pub struct MachineFile {
+    single: BTreeMap<String, String>,
+    repeated: BTreeMap<String, Vec<String>>,
+}
+
+impl MachineFile {
+    /// Reads the description at `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no TOML, or has keys or values that a machine has not.
+    pub fn read(path: &Path) -> Result<Self, CliError> {
+        let argument = format!("--machine {}", path.display());
+        let failed = |error| CliError::environment(&argument, plain(&error));
+        let mut text = String::new();
+        let file = File::open(path).map_err(failed)?;
+        file.take(MAX_BYTES + 1)
+            .read_to_string(&mut text)
+            .map_err(failed)?;
+        if text.len() as u64 > MAX_BYTES {
+            let problem = "is larger than 1 MiB, and so no machine description";
+            return Err(CliError::usage(argument, problem));
+        }
+        Self::parse(&text).map_err(|problem| CliError::usage(argument, problem))
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let table: Table = text
+            .parse()
+            .map_err(|error| format!("is no TOML: {}", one_line(&error)))?;
+        let mut machine = Self::default();
+        for (key, value) in table {
+            if let Some((_, first)) = REPEATED.iter().find(|(name, _)| *name == key) {
+                let arguments = arguments(&key, first, value)?;
+                machine.repeated.insert(key, arguments);
+            } else if SINGLE.contains(&key.as_str()) {
+                let text = text_of(&key, &value)?;
+                machine.single.insert(key, text);
+            } else {
+                return Err(unknown(&key));
+            }
+        }
+        Ok(machine)
+    }
+
+    /// Whether `argument`, an option with its value, is from here.
+    pub fn has(&self, argument: &str) -> bool {
+        let Some((option, value)) = argument.split_once(' ') else {
+            return false;
+        };
+        let name = option.trim_start_matches('-');
+        let is = |text: &String| text == value;
+        self.single.get(name).is_some_and(is)
+            || self
+                .repeated
+                .get(name)
+                .is_some_and(|all| all.iter().any(is))
+    }
+
+    /// An option that is given once: from the command line if it is there, else from here.
+    pub fn single(&self, name: &str, given: Option<String>) -> Option<String> {
+        debug_assert!(SINGLE.contains(&name));
+        given.or_else(|| self.single.get(name).cloned())
+    }
+
+    /// An option that is given again and again: what is here, then what is on the command line.
+    pub fn repeated(&self, name: &str, given: Vec<String>) -> Vec<String> {
+        let mut all = self.repeated.get(name).cloned().unwrap_or_default();
+        all.extend(given);
+        all
+    }
+}
+
+/// TOML's errors show the line in a drawing of several lines.
+fn one_line(error: &toml::de::Error) -> String {
+    let whole = error.to_string();
+    let place = whole.lines().next().unwrap_or_default();
+    format!("{} ({})", error.message(), place.trim())
+}
+
+fn unknown(key: &str) -> String {
+    let known: Vec<&str> = SINGLE
+        .into_iter()
+        .chain(REPEATED.iter().map(|(name, _)| *name))
+        .collect();
+    let near = did_you_mean(key, &known);
+    format!("unknown key \"{key}\"{near}; known: {}", known.join(", "))
+}
+
+/// `[[device]]` and its like as arguments.
+fn arguments(key: &str, first: &str, value: Value) -> Result<Vec<String>, String> {
+    let wrong = || format!("{key}: must be tables, each headed [[{key}]]");
+    let Value::Array(tables) = value else {
+        return Err(wrong());
+    };
+    let mut arguments = Vec::new();
+    for (table, number) in tables.into_iter().zip(1..) {
+        let Value::Table(table) = table else {
+            return Err(wrong());
+        };
+        arguments.push(argument(&format!("[[{key}]] {number}"), first, table)?);
+    }
+    Ok(arguments)
+}
+
+fn argument(place: &str, first: &str, mut table: Table) -> Result<String, String> {
+    let mut properties = Vec::new();
+    let mut add = |key: &str, value: &Value| -> Result<(), String> {
+        if key.is_empty() || key.contains([',', '=']) {
+            return Err(format!("{place}: \"{key}\" is no property"));
+        }
+        let text = text_of(&format!("{place}: {key}"), value)?;
+        // A comma in a value is written twice in the grammar of devices.
+        properties.push(format!("{key}={}", text.replace(',', ",,")));
+        Ok(())
+    };
+    if let Some(value) = table.remove(first) {
+        add(first, &value)?;
+    }
+    for (key, value) in &table {
+        add(key, value)?;
+    }
+    Ok(properties.join(","))
+}
+
+fn text_of(place: &str, value: &Value) -> Result<String, String> {
+    match value {
+        Value::String(text) if text.contains('\0') => Err(format!("{place}: contains NUL")),
+        Value::String(text) => Ok(text.clone()),
+        Value::Integer(number) => Ok(number.to_string()),
+        Value::Boolean(on) => Ok(if *on { "on" } else { "off" }.to_owned()),
+        other => Err(format!(
+            "{place}: is {}; must be a string, a whole number, true or false",
+            match other {
+                Value::Float(_) => "a fraction",
+                Value::Datetime(_) => "a date",
+                Value::Array(_) => "a list",
+                _ => "a table",
+            }
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_says_what_a_command_line_would() {
+        let machine = MachineFile::parse(
+            "kernel = 'bzImage'\nmemory = 512\nio-threads = 2\n\
+             [[device]]\nid = 'c'\ndriver = 'nvme'\npoll-us = 0\n\
+             [[device]]\ndriver = 'nvme-ns'\nfile = 'a,b.img'\nro = true\nshared = false\n\
+             [[disk]]\nnsid = 7\nfile = 'c.img'\n",
+        )
+        .unwrap();
+        assert_eq!(machine.single("kernel", None).unwrap(), "bzImage");
+        assert_eq!(machine.single("memory", None).unwrap(), "512");
+        assert_eq!(machine.single("memory", Some("1G".into())).unwrap(), "1G");
+        assert_eq!(machine.single("append", None), None);
+        assert_eq!(
+            machine.repeated("device", vec!["nvme".into()]),
+            [
+                "driver=nvme,id=c,poll-us=0",
+                "driver=nvme-ns,file=a,,b.img,ro=on,shared=off",
+                "nvme"
+            ]
+        );
+        assert_eq!(machine.repeated("disk", Vec::new()), ["file=c.img,nsid=7"]);
+    }
+
+    #[test]
+    fn mistakes_are_explained() {
+        for (text, why) in [
+            ("kernel =", "is no TOML: "),
+            ("[[device]]\n[[device", "at line 2"),
+            (
+                "kernal = 'x'",
+                "unknown key \"kernal\" (did you mean \"kernel\"?)",
+            ),
+            ("cpus = [1]", "cpus: is a list; must be a string"),
+            (
+                "device = 'nvme'",
+                "device: must be tables, each headed [[device]]",
+            ),
+            ("[device]\ndriver = 'nvme'", "each headed [[device]]"),
+            ("[[device]]\nid = 1.5", "[[device]] 1: id: is a fraction"),
+            (
+                "[[disk]]\n[[disk]]\n'a=b' = 1",
+                "[[disk]] 2: \"a=b\" is no property",
+            ),
+            ("append = \"a\\u0000b\"", "append: contains NUL"),
+        ] {
+            let problem = MachineFile::parse(text).unwrap_err();
+            assert!(problem.contains(why), "{problem:?}");
+            assert!(!problem.contains('\n'), "{problem:?}");
+        }
+    }
+}

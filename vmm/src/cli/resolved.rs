@@ -1,0 +1,131 @@
+//! A machine as it was understood (`--dry-run`): a description that `--machine` takes.
+
+use toml::{Table, Value};
+
+use super::RunConfig;
+use crate::grammar::format_size;
+use crate::spec::{
+    BackendSpec, ControllerSpec, DeviceSpec, DiskSpec, NamespaceSpec, SubsystemSpec,
+};
+
+/// Properties in the order in which people read them.
+#[derive(Default)]
+struct Properties(Vec<(&'static str, Value)>);
+
+impl Properties {
+    fn add(&mut self, key: &'static str, value: impl Into<Value>) {
+        self.0.push((key, value.into()));
+    }
+
+    fn maybe(&mut self, key: &'static str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.add(key, value);
+        }
+    }
+
+    fn text(&self) -> String {
+        // A table of one key at a time, for a whole one would be sorted.
+        let line = |(key, value): &(&str, Value)| {
+            let table = Table::from_iter([((*key).to_owned(), value.clone())]);
+            table.to_string()
+        };
+        self.0.iter().map(line).collect()
+    }
+}
+
+/// The machine with all its defaults, as TOML. What berth chooses when the machine is made (slots,
+/// identifiers, serial numbers) is not in it unless it was given.
+pub fn text(config: &RunConfig) -> String {
+    let mut machine = Properties::default();
+    let path = |path: &std::path::Path| path.display().to_string();
+    machine.add("kernel", path(&config.kernel));
+    machine.maybe("initrd", config.initrd.as_deref().map(path));
+    machine.add("append", config.append.clone());
+    machine.add("memory", format_size(config.memory));
+    machine.add("cpus", i64::from(config.cpus));
+    machine.add("io-threads", i64::from(config.io_threads));
+    machine.maybe("com2", config.com2.as_deref().map(path));
+    machine.maybe("control-pipe", config.control_pipe.as_deref().map(path));
+    machine.maybe("control-socket", config.control_socket.as_deref().map(path));
+    let mut text = machine.text();
+    let mut table = |name: &str, properties: &Properties| {
+        text += &format!("\n[[{name}]]\n{}", properties.text());
+    };
+    for spec in &config.disks {
+        let mut properties = Properties::default();
+        namespace(&mut properties, spec);
+        table("disk", &properties);
+    }
+    for (name, first, specs) in [
+        ("object", "qom-type", &config.objects),
+        ("device", "driver", &config.devices),
+    ] {
+        for spec in specs {
+            let mut properties = Properties::default();
+            properties.add(first, spec.driver());
+            match spec {
+                DeviceSpec::Subsystem(spec) => subsystem(&mut properties, spec),
+                DeviceSpec::Controller(spec) => controller(&mut properties, spec),
+                DeviceSpec::Namespace(spec) => namespace(&mut properties, spec),
+            }
+            table(name, &properties);
+        }
+    }
+    text
+}
+
+fn subsystem(p: &mut Properties, spec: &SubsystemSpec) {
+    p.add("id", spec.id.clone());
+    p.add("nqn", spec.nqn.clone());
+    p.add("shared", spec.shared);
+}
+
+fn controller(p: &mut Properties, spec: &ControllerSpec) {
+    p.maybe("id", spec.id.clone());
+    p.maybe("subsys", spec.subsys.clone());
+    p.maybe("addr", spec.addr.map(|slot| format!("{slot:x}")));
+    p.maybe("serial", spec.serial.clone());
+    p.maybe("model", spec.model.clone());
+    p.maybe("firmware", spec.firmware.clone());
+    p.add("max_ioqpairs", i64::from(spec.max_ioqpairs));
+    p.add("mqes", i64::from(spec.mqes));
+    p.add("mdts", i64::from(spec.mdts));
+    p.maybe("io-threads", spec.io_threads.map(i64::from));
+    p.add("poll-us", i64::from(spec.poll_us));
+    p.maybe("cntlid", spec.cntlid.map(i64::from));
+    if let Some(spec) = &spec.disk {
+        disk(p, spec);
+    }
+}
+
+fn namespace(p: &mut Properties, spec: &NamespaceSpec) {
+    p.maybe("id", spec.id.clone());
+    p.maybe("bus", spec.bus.clone());
+    p.maybe("nsid", spec.nsid.map(i64::from));
+    disk(p, &spec.disk);
+    p.add("shared", spec.shared);
+    p.add("detached", spec.detached);
+    p.maybe("ctrl", spec.ctrl.clone());
+    let uuid = |bytes| uuid::Uuid::from_bytes(bytes).to_string();
+    p.maybe("uuid", spec.uuid.map(uuid));
+    p.maybe("eui64", spec.eui64.map(|number| format!("{number:#018x}")));
+    let nguid = |bytes| uuid::Uuid::from_bytes(bytes).simple().to_string();
+    p.maybe("nguid", spec.nguid.map(nguid));
+}
+
+fn disk(p: &mut Properties, spec: &DiskSpec) {
+    match &spec.backend {
+        BackendSpec::File { path, cache } => {
+            p.add("file", path.display().to_string());
+            p.add("cache", cache.to_string());
+        }
+        BackendSpec::Drive { drive, cache } => {
+            p.add("drive", drive.clone());
+            p.maybe("cache", cache.map(|cache| cache.to_string()));
+        }
+        BackendSpec::Memory(bytes) => p.add("memory", format_size(*bytes)),
+        BackendSpec::Null(bytes) => p.add("null", format_size(*bytes)),
+    }
+    p.add("logical_block_size", i64::from(spec.logical_block_size));
+    p.add("ro", spec.ro);
+}

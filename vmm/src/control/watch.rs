@@ -1,0 +1,216 @@
+//! `berth ctl PATH watch`: what queues and I/O threads do, again and again.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::client::{CtlConfig, CtlError, ask};
+
+/// Moves to the upper left corner and clears what is below.
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+/// Counters at one time.
+struct Look {
+    time: Instant,
+    stats: Value,
+}
+
+/// Prints a table each `interval` until nobody reads it.
+///
+/// # Errors
+/// berth cannot be asked, or has ended.
+pub fn run(config: &CtlConfig, interval: Duration) -> Result<(), CtlError> {
+    let look = || {
+        let stats = ask(config, "info stats")?;
+        let time = Instant::now();
+        Ok(Look { time, stats })
+    };
+    let clear = if io::stdout().is_terminal() {
+        CLEAR
+    } else {
+        ""
+    };
+    let mut before = look()?;
+    loop {
+        // The interval itself is what is asked for.
+        std::thread::sleep(interval);
+        let now = look()?;
+        let table = table(&before, &now);
+        let mut out = io::stdout().lock();
+        if out
+            .write_all(format!("{clear}{table}\n").as_bytes())
+            .is_err()
+            || out.flush().is_err()
+        {
+            return Ok(());
+        }
+        before = now;
+    }
+}
+
+/// A list of a reply; empty if it has none.
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// One with the same `keys` in an earlier list.
+fn earlier<'a>(all: &'a [Value], one: &Value, keys: &[&str]) -> Option<&'a Value> {
+    all.iter()
+        .find(|other| keys.iter().all(|&key| other[key] == one[key]))
+}
+
+/// What a row's counters grew by. A queue that was made anew begins at 0.
+struct Growth<'a> {
+    before: Option<&'a Value>,
+    now: &'a Value,
+}
+
+impl Growth<'_> {
+    fn of(&self, key: &str) -> f64 {
+        let get = |value: &Value| value[key].as_u64().unwrap_or(0);
+        let (before, now) = (self.before.map_or(0, get), get(self.now));
+        let grown = now.checked_sub(before).unwrap_or(now);
+        // Far below 2^52 in an interval.
+        #[allow(clippy::cast_precision_loss)]
+        let grown = grown as f64;
+        grown
+    }
+}
+
+fn table(before: &Look, now: &Look) -> String {
+    let seconds = now.time.duration_since(before.time).as_secs_f64();
+    let mut text = format!(
+        "{:<16}{:>5}{:>12}{:>11}{:>12}{:>11}{:>11}{:>11}{:>11}\n",
+        "controller",
+        "queue",
+        "I/O thread",
+        "in flight",
+        "IOPS",
+        "exits/IO",
+        "events/IO",
+        "irqs/IO",
+        "state"
+    );
+    for controller in list(&now.stats, "controllers") {
+        let old = earlier(list(&before.stats, "controllers"), controller, &["id"]);
+        let old = old.map_or(&[][..], |old| list(old, "queues"));
+        let _ = writeln!(
+            text,
+            "{:<33}{:>11}{:>56}",
+            name(&controller["id"]),
+            number(&controller["in_flight"]),
+            name(&controller["state"])
+        );
+        for queue in list(controller, "queues") {
+            let before = earlier(old, queue, &["sqid", "cqid"]);
+            let row = row(&Growth { before, now: queue }, seconds);
+            text += &format!(
+                "{:<16}{:>5}{:>12}{:>11}{row}\n",
+                "",
+                number(&queue["sqid"]),
+                number(&queue["io_thread"]),
+                ""
+            );
+        }
+    }
+    text += &threads(before, now, seconds);
+    text
+}
+
+/// Commands a second, and for each what it cost.
+fn row(growth: &Growth<'_>, seconds: f64) -> String {
+    let commands = growth.of("commands");
+    let mut text = format!("{:>12.0}", commands / seconds);
+    for key in ["doorbell_exits", "ioeventfd_wakeups", "interrupts"] {
+        text += &if commands > 0.0 {
+            format!("{:>11.3}", growth.of(key) / commands)
+        } else {
+            format!("{:>11}", "-")
+        };
+    }
+    text
+}
+
+fn threads(before: &Look, now: &Look, seconds: f64) -> String {
+    let mut text = format!(
+        "{:<16}{:>12}{:>12}{:>12}{:>12}\n",
+        "I/O thread", "requests/s", "enters/s", "sleeps/s", "finds/s"
+    );
+    for thread in list(&now.stats, "iothreads") {
+        let before = earlier(list(&before.stats, "iothreads"), thread, &["index"]);
+        let growth = Growth {
+            before,
+            now: thread,
+        };
+        let _ = write!(text, "{:<16}", number(&thread["index"]));
+        for key in ["submissions", "enters", "sleeps", "polled"] {
+            let _ = write!(text, "{:>12.0}", growth.of(key) / seconds);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn number(value: &Value) -> String {
+    value
+        .as_u64()
+        .map_or("-".into(), |number| number.to_string())
+}
+
+fn name(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn look(time: Instant, commands: u64, exits: u64, sleeps: u64) -> Look {
+        let stats = json!({
+            "controllers": [{
+                "id": "c0", "state": "ready", "in_flight": 7, "queues": [
+                    { "sqid": 0, "cqid": 0, "io_thread": null, "commands": 8 },
+                    { "sqid": 1, "cqid": 1, "io_thread": 0, "commands": commands,
+                      "doorbell_exits": exits, "ioeventfd_wakeups": 0, "interrupts": commands },
+                ]
+            }],
+            "iothreads": [{ "index": 0, "submissions": commands, "sleeps": sleeps }],
+        });
+        Look { time, stats }
+    }
+
+    fn lines(before: &Look, now: &Look) -> Vec<Vec<String>> {
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+        table(before, now).lines().map(words).collect()
+    }
+
+    #[test]
+    fn counters_become_rates() {
+        let start = Instant::now();
+        let before = look(start, 1000, 10, 5);
+        let now = look(start + Duration::from_secs(2), 3000, 110, 25);
+        let lines = lines(&before, &now);
+        assert_eq!(lines[1], ["c0", "7", "ready"]);
+        assert_eq!(lines[2], ["0", "-", "0", "-", "-", "-"]);
+        assert_eq!(lines[3], ["1", "0", "1000", "0.050", "0.000", "1.000"]);
+        assert_eq!(lines[5], ["0", "1000", "0", "10", "0"]);
+    }
+
+    #[test]
+    fn what_is_new_or_made_anew_begins_at_zero() {
+        let start = Instant::now();
+        let before = look(start, 5000, 0, 9);
+        let now = look(start + Duration::from_secs(1), 300, 0, 9);
+        assert_eq!(lines(&before, &now)[3][2], "300");
+        let nothing = Look {
+            time: start,
+            stats: json!({}),
+        };
+        assert_eq!(lines(&nothing, &now)[3][2], "300");
+        assert_eq!(lines(&now, &nothing).len(), 2, "two heads");
+    }
+}
