@@ -299,7 +299,7 @@ mod tests {
                 { "sqid": 1, "doorbell_exits": 3, "ioeventfd_wakeups": 4, "interrupts": 5 },
                 { "sqid": 2, "doorbell_exits": 10 },
             ] }],
-            "iothreads": [{ "enters": 7, "inline": 3, "sleeps": 1 }, { "enters": 2, "sleeps": 1 }],
+            "iothreads": [{ "enters": 7, "sleeps": 1 }, { "enters": 2, "sleeps": 1 }],
         });
         // Nothing is said of what this berth does not count.
         let expected = [
@@ -307,7 +307,6 @@ mod tests {
             ("ioeventfd_wakeups", 4.0),
             ("interrupts", 5.0),
             ("enters", 9.0),
-            ("inline", 3.0),
             ("sleeps", 2.0),
         ];
         assert_eq!(counters(&stats), Counters::from(expected));

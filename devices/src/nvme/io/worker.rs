@@ -120,9 +120,7 @@ impl Worker {
                     }
                 }
                 Turn::Idle => {
-                    let look =
-                        self.engine.must_poll() || self.polling.look_again(self.poll_limit());
-                    if !look {
+                    if !self.engine.must_poll() && !self.polling.look_again(self.poll_limit()) {
                         self.sleep();
                     }
                 }
