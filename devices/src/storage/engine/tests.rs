@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::closed::Closed;
+use crate::counting;
 use crate::ram::GuestSlice;
 use crate::storage::conformance::{KINDS, Rig, Setup, bytes_of, file_config, image, poll};
 use crate::storage::file::{DirectAlign, Image, Owned};
@@ -390,6 +391,49 @@ fn locked_memory_is_read_and_written_across_buffers() {
         slice.zero();
         let result = rig.run(&*backend, Op::Read, 512, len as u64, &[slice]);
         assert_eq!((result, bytes_of(&[slice])), (Ok(()), vec![7; len]));
+    }
+}
+
+/// Not even for requests that are copied, and on several images in turn.
+#[test]
+fn nothing_is_allocated_for_a_request() {
+    let files = [(); 2].map(|()| image(None, 1 << 20));
+    let open_direct =
+        |file: &tempfile::NamedTempFile| match open(&file_config(file.path(), CacheMode::None)) {
+            Ok(backend) => Some(backend),
+            Err(OpenError::DirectUnsupported { .. }) => None,
+            Err(error) => panic!("{error}"),
+        };
+    for setup in [Setup::Kind(EngineKind::IoUring), Setup::LockedMemory] {
+        let backends = files.each_ref().map(open_direct);
+        let [Some(one), Some(two)] = &backends else {
+            println!("skipped: no O_DIRECT here");
+            return;
+        };
+        let mut rig = Rig::new(setup);
+        let slices = [0, 4098, 16384].map(|address| rig.ram.slice(address, 4096).unwrap());
+        let mut batch = || {
+            for (i, slice) in (0..).zip(&slices) {
+                for backend in [one, two] {
+                    for op in [Op::Read, WRITE] {
+                        let (_, submitted) = rig.submit(&**backend, op, i * 4096, &[*slice]);
+                        assert_eq!(submitted, Submitted::Pending);
+                    }
+                }
+            }
+            rig.engine.kick();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while rig.done.len() < 12 && Instant::now() < deadline {
+                rig.engine.reap(&mut rig.done);
+            }
+            assert!(rig.done.iter().all(|done| done.result == Ok(())));
+            assert_eq!(rig.done.drain(..).len(), 12);
+        };
+        batch();
+        let before = counting::allocations();
+        (0..20).for_each(|_| batch());
+        assert_eq!(counting::allocations() - before, 0, "{setup:?}");
+        assert_eq!(count(&rig.engine.stats().bounced), 21 * 4);
     }
 }
 
