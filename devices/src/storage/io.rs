@@ -314,16 +314,21 @@ impl Io {
         // SAFETY: the file is open; the vectors point to `count` ranges of guest memory, `ZEROES`
         // (only read from) or the bounce buffer, which live as long as the request, see `Io`.
         let result = unsafe {
-            match self.step {
-                Step::Read => libc::preadv(fd, at, count, offset),
-                Step::Write | Step::WriteZeroes => {
+            match (self.step, vectors) {
+                // One vector needs no copy of the vectors in the kernel.
+                (Step::Read, [one]) => libc::pread(fd, one.iov_base, one.iov_len, offset),
+                (Step::Read, _) => libc::preadv(fd, at, count, offset),
+                (Step::Write, [one]) if self.write_flags() == 0 => {
+                    libc::pwrite(fd, one.iov_base, one.iov_len, offset)
+                }
+                (Step::Write | Step::WriteZeroes, _) => {
                     libc::pwritev2(fd, at, count, offset, self.write_flags())
                 }
-                Step::PunchHole | Step::ZeroRange => {
+                (Step::PunchHole | Step::ZeroRange, _) => {
                     let len = self.left.cast_signed();
                     libc::fallocate(fd, self.fallocate_mode(), offset, len) as isize
                 }
-                Step::Sync => libc::fdatasync(fd) as isize,
+                (Step::Sync, _) => libc::fdatasync(fd) as isize,
             }
         };
         // A transfer is at most 2 GiB - 4 KiB (MAX_RW_COUNT).
