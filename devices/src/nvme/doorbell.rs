@@ -256,6 +256,21 @@ impl Doorbells {
         bell.entries.store(entries, Ordering::Release);
     }
 
+    /// Another I/O thread owns the queue from now on. It must be told after this, and then look at the
+    /// doorbell once: a vCPU that rings meanwhile may still find the old owner, who ignores it.
+    ///
+    /// No ring is lost. The vCPU stores the value, has a barrier (in `rung`) and loads the owner; here
+    /// the owner is stored, then comes a barrier, then the new owner loads the value. One of the two
+    /// barriers is first. If it is the vCPU's, the new owner finds the value; if it is this one, the
+    /// vCPU finds the new owner.
+    pub fn set_owner(&self, id: DoorbellId, owner: usize) {
+        if let Some(bell) = self.get(id) {
+            bell.owner
+                .store(u32::try_from(owner).unwrap_or(0), Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+        }
+    }
+
     /// The queue is gone: writes to its doorbell are errors.
     pub fn close(&self, id: DoorbellId) {
         if let Some(bell) = self.get(id) {

@@ -19,6 +19,8 @@ pub enum State {
     Deleting,
     /// No more; what is in flight ends in silence.
     Resetting,
+    /// Not here: another thread is to serve them once nothing is in flight.
+    Leaving,
 }
 
 /// A submission queue and its commands.
@@ -120,6 +122,19 @@ impl Group {
         self.cq_event_index = None;
         for sq in self.sqs.iter_mut().flatten() {
             sq.event_index = None;
+        }
+    }
+
+    /// Goes to another thread, with the shadow buffers in use now.
+    pub fn move_on(&mut self, shadow: Option<Arc<Shadow>>) {
+        self.state = State::Running;
+        if let Some(shadow) = shadow
+            && !self
+                .shadow
+                .as_ref()
+                .is_some_and(|own| Arc::ptr_eq(own, &shadow))
+        {
+            self.start_shadow(shadow);
         }
     }
 
@@ -333,6 +348,7 @@ mod tests {
     use super::*;
     use crate::interrupt::{MsiGroup, MsiMessage};
     use crate::ioevent::IoEvents;
+    use crate::nvme::core::Event;
     use crate::nvme::doorbell::Doorbells;
     use crate::nvme::spec::Status;
     use crate::pci::msix::Msix;
@@ -534,6 +550,27 @@ mod tests {
         assert_eq!(setup.errors(), 1);
         setup.set(HEAD, 1);
         assert!(setup.serve());
+    }
+
+    #[test]
+    fn a_queue_that_is_told_to_nobody_keeps_no_controller() {
+        for told_before in [true, false] {
+            let setup = setup(8, 8, false);
+            let core = Arc::clone(&setup.group.core);
+            let left = Arc::downgrade(&core);
+            let group = Box::new(setup.group);
+            let event = Event::CqGivenUp { group };
+            if told_before {
+                core.post(event);
+                core.end_events();
+            } else {
+                core.end_events();
+                core.post(event);
+            }
+            assert_eq!(core.take_events().len(), 0);
+            drop(core);
+            assert!(left.upgrade().is_none());
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! I/O threads: one thread owns a completion queue and every submission queue that feeds it.
 
+mod balance;
 mod command;
 mod polling;
 #[cfg(test)]
@@ -8,9 +9,10 @@ mod slots;
 mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
@@ -21,10 +23,14 @@ use crate::subsystem::Namespace;
 
 use super::core::Core;
 use super::doorbell::Shadow;
+use super::group::Group;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::stats::{CqStats, SqStats, ThreadStats};
 use super::sync::Sleeper;
+use balance::{Balance, Load};
 use worker::Worker;
+
+pub(super) use balance::Seat;
 
 /// What the admin queue's owner tells an I/O thread. Messages are handled in order, and before any
 /// doorbell that the guest rang because of them.
@@ -47,6 +53,11 @@ pub(super) enum Message {
     DeleteSq { core: Arc<Core>, sqid: u16 },
     /// Forget the queue, which no submission queue feeds any more, tell `CqDeleted`.
     DeleteCq { core: Arc<Core>, cqid: u16 },
+    /// Let go of a completion queue with its submission queues, so that another thread can serve them;
+    /// tell `CqGivenUp`, or `CqKept` if commands in flight take too long.
+    GiveUp { core: Arc<Core>, cqid: u16 },
+    /// Take over a completion queue with its submission queues from another thread.
+    Adopt { group: Box<Group> },
     /// Doorbell values are in these buffers from now on.
     StartShadow {
         core: Arc<Core>,
@@ -81,10 +92,12 @@ pub(super) struct Shared {
     sleeper: Sleeper,
     messages: Mutex<Vec<Message>>,
     stats: ThreadStats,
+    // How long a queue that is to move takes no commands.
+    move_limit: Duration,
 }
 
 impl Shared {
-    fn new(index: usize) -> io::Result<Self> {
+    fn new(index: usize, move_limit: Duration) -> io::Result<Self> {
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         Ok(Self {
             index,
@@ -93,6 +106,7 @@ impl Shared {
             sleeper: Sleeper::default(),
             messages: Mutex::default(),
             stats: ThreadStats::default(),
+            move_limit,
         })
     }
 
@@ -129,7 +143,7 @@ struct Thread {
 /// The I/O threads of a machine, shared by its controllers. They end when the last user is gone.
 pub struct IoThreads {
     threads: Vec<Thread>,
-    next: AtomicUsize,
+    balance: Arc<Balance>,
 }
 
 impl std::fmt::Debug for IoThreads {
@@ -144,12 +158,27 @@ impl IoThreads {
     /// # Errors
     /// A thread or its I/O engine cannot be made.
     pub fn new(count: usize, ram: &GuestRam) -> io::Result<Arc<Self>> {
-        let threads = (0..count.max(1))
-            .map(|index| start(index, ram.clone()))
+        Self::start(count, ram, worker::MOVE_LIMIT)
+    }
+
+    /// With another limit for queues that are to move.
+    #[cfg(test)]
+    pub(super) fn with_move_limit(
+        count: usize,
+        ram: &GuestRam,
+        limit: Duration,
+    ) -> io::Result<Arc<Self>> {
+        Self::start(count, ram, limit)
+    }
+
+    fn start(count: usize, ram: &GuestRam, move_limit: Duration) -> io::Result<Arc<Self>> {
+        let count = count.max(1);
+        let threads = (0..count)
+            .map(|index| start(index, ram.clone(), move_limit))
             .collect::<io::Result<_>>()?;
         Ok(Arc::new(Self {
             threads,
-            next: AtomicUsize::new(0),
+            balance: Arc::new(Balance::new(count)),
         }))
     }
 
@@ -158,9 +187,9 @@ impl IoThreads {
         self.threads.len()
     }
 
-    /// Chooses the thread for a new completion queue.
-    pub(super) fn assign(&self) -> usize {
-        self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len()
+    /// How the queues are spread over the threads.
+    pub(super) fn balance(&self) -> &Arc<Balance> {
+        &self.balance
     }
 
     /// The thread with this index; the first one if there is none.
@@ -184,7 +213,9 @@ impl IoThreads {
 
     /// The threads' counters.
     pub fn info(&self) -> Vec<IoThreadInfo> {
-        self.threads.iter().map(Thread::info).collect()
+        let loads = self.balance.loads();
+        let threads = self.threads.iter().zip(loads);
+        threads.map(|(thread, load)| thread.info(load)).collect()
     }
 }
 
@@ -203,10 +234,13 @@ impl Drop for IoThreads {
 }
 
 impl Thread {
-    fn info(&self) -> IoThreadInfo {
+    fn info(&self, load: Load) -> IoThreadInfo {
         let stats = &self.shared.stats;
         IoThreadInfo {
             index: self.shared.index,
+            completion_queues: load.cqs,
+            submission_queues: load.sqs,
+            moves: stats.moves.get(),
             sleeps: stats.sleeps.get(),
             doorbell_wakeups: stats.doorbell_wakeups.get(),
             kicks: stats.kicks.get(),
@@ -223,6 +257,12 @@ impl Thread {
 pub struct IoThreadInfo {
     /// Index of the thread.
     pub index: usize,
+    /// I/O completion queues that it has or is about to get, over all controllers.
+    pub completion_queues: u32,
+    /// I/O submission queues that feed these.
+    pub submission_queues: u32,
+    /// Completion queues that came from another thread so far.
+    pub moves: u64,
     /// Times it slept.
     pub sleeps: u64,
     /// Times it was woken by a doorbell's kernel event.
@@ -239,8 +279,8 @@ pub struct IoThreadInfo {
     pub completions: u64,
 }
 
-fn start(index: usize, ram: GuestRam) -> io::Result<Thread> {
-    let shared = Arc::new(Shared::new(index)?);
+fn start(index: usize, ram: GuestRam, move_limit: Duration) -> io::Result<Thread> {
+    let shared = Arc::new(Shared::new(index, move_limit)?);
     let engine = Engine::new(ram)?;
     let engine_stats = engine.stats();
     let mut worker = Worker::new(Arc::clone(&shared), engine)?;

@@ -16,6 +16,7 @@ mod info;
 mod interrupts;
 mod io;
 mod logs;
+mod moves;
 mod namespaces;
 mod queues;
 mod races;
