@@ -14,6 +14,7 @@ use std::time::Duration;
 use argh::{ArgsInfo, EarlyExit, FromArgs};
 
 use self::normalize::{Normalized, normalize};
+use crate::affinity;
 use crate::control::client::CtlConfig;
 use crate::control::{ControlError, pipe};
 use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
@@ -57,6 +58,8 @@ pub struct RunConfig {
     pub control_socket: Option<PathBuf>,
     /// I/O threads of the machine, 1 to 64.
     pub io_threads: u32,
+    /// CPUs that these are bound to in turn; none if they run anywhere.
+    pub io_affinity: Vec<usize>,
     /// Where COM2's output goes: a file to be made or truncated, or an existing FIFO or device.
     pub com2: Option<PathBuf>,
     /// How often `-v` was given.
@@ -175,8 +178,8 @@ Every device argument is DRIVER,key=value,flag (a flag is key=on, \",,\" is a co
 take K, M, G and T. The drivers and their properties:
   nvme-subsys  a subsystem: id (must be given), nqn, shared=on|off
   nvme         a controller: id, subsys (id of a subsystem), addr (PCI slot), serial, model, firmware,
-               max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64), poll-us (0-1000),
-               cntlid (0-65519);
+               max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64), io-affinity (CPUs
+               for these threads in turn, such as 2-3:5), poll-us (0-1000), cntlid (0-65519);
                with a disk of its own: file (or drive), memory, null, cache, ro, logical_block_size
   nvme-ns      a namespace: id, bus (a subsystem, or a controller for its subsystem), nsid (1-1024),
                file=PATH, memory=SIZE or null=SIZE, cache (writeback, none, writethrough, directsync,
@@ -225,6 +228,9 @@ struct RunArgs {
     /// threads that do the guest's I/O, 1 to 64 (1)
     #[argh(option, arg_name = "NUMBER")]
     io_threads: Option<String>,
+    /// CPUs for these threads in turn, such as 2,3 or 4-7 (any)
+    #[argh(option, arg_name = "CPUS")]
+    io_affinity: Option<String>,
     /// write what the guest sends to COM2 into a file
     #[argh(option, arg_name = "FILE")]
     com2: Option<String>,
@@ -430,6 +436,9 @@ fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
             MAX_IO_THREADS,
             1,
         )?,
+        io_affinity: args
+            .io_affinity
+            .map_or(Ok(Vec::new()), |list| io_affinity(&list))?,
         com2: optional_path("--com2", args.com2)?,
         verbosity: args.verbose,
     };
@@ -508,6 +517,12 @@ where
         // The range has just been checked, so the conversion cannot fail.
         .map(|number| T::try_from(number).unwrap_or(default))
         .map_err(|problem| CliError::usage(format!("{option} {value}"), problem))
+}
+
+/// Parses the CPUs of the I/O threads.
+fn io_affinity(list: &str) -> Result<Vec<usize>, CliError> {
+    affinity::parse(list)
+        .map_err(|problem| CliError::usage(format!("--io-affinity {list}"), problem))
 }
 
 /// Parses the size of guest memory. A number alone means MiB, as in QEMU.

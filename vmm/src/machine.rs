@@ -307,7 +307,8 @@ fn registry(
     events: Rc<EventLoop>,
 ) -> Result<Registry, MachineError> {
     let io_threads =
-        IoThreads::new(config.io_threads as usize, &shared.ram).map_err(host("the I/O threads"))?;
+        IoThreads::on_cpus(config.io_threads as usize, &shared.ram, &config.io_affinity)
+            .map_err(host("the I/O threads"))?;
     let mut registry = Registry::new(Parts {
         ram: shared.ram.clone(),
         pci: pci_root(shared, config.memory)?,

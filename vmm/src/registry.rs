@@ -575,8 +575,8 @@ impl Registry {
         subsystem: &Arc<Subsystem>,
     ) -> Result<Arc<Controller>, Problem> {
         let parts = &self.parts;
-        let io_threads = match spec.io_threads {
-            Some(count) => IoThreads::new(count as usize, &parts.ram)
+        let io_threads = match &spec.io_threads {
+            Some(own) => IoThreads::on_cpus(own.count as usize, &parts.ram, &own.cpus)
                 .map_err(host("the controller's I/O threads"))?,
             None => Arc::clone(&parts.io_threads),
         };

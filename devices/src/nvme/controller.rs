@@ -250,7 +250,8 @@ impl Controller {
         &self.core
     }
 
-    pub(super) fn io_threads(&self) -> &IoThreads {
+    /// The threads that do its I/O.
+    pub fn io_threads(&self) -> &Arc<IoThreads> {
         &self.io_threads
     }
 

@@ -98,6 +98,7 @@ fn defaults_are_small() {
         control_pipe: None,
         control_socket: None,
         io_threads: 1,
+        io_affinity: Vec::new(),
         com2: None,
         verbosity: 0,
     };
@@ -162,6 +163,13 @@ fn wrong_drives_and_objects_are_refused() {
             ),
         ],
     );
+}
+
+#[test]
+fn io_threads_are_bound_to_cpus_that_there_are() {
+    let cpu = devices::affinity::allowed().unwrap()[0];
+    let config = config(&format!("--io-threads 2 --io-affinity {cpu},{cpu}-{cpu}"));
+    assert_eq!((config.io_threads, config.io_affinity), (2, vec![cpu; 2]));
 }
 
 #[test]
@@ -382,6 +390,10 @@ fn wrong_command_lines_are_refused() {
                 "--io-threads 65: must be a number from 1 to 64",
             ),
             (
+                &format!("{K} --io-affinity 1-"),
+                "--io-affinity 1-: must be CPUs and ranges of CPUs, such as 2-3:5",
+            ),
+            (
                 &format!("{K} --disk DIR/a.img,nsid=0"),
                 "--disk DIR/a.img,nsid=0: nsid=0: 0 is no namespace; leave nsid out to have one chosen",
             ),
@@ -415,7 +427,7 @@ fn wrong_command_lines_are_refused() {
 
 #[test]
 fn wrong_devices_are_refused() {
-    let allowed = "addr, cache, cntlid, drive, file, firmware, id, io-threads, logical_block_size, max_ioqpairs, \
+    let allowed = "addr, cache, cntlid, drive, file, firmware, id, io-affinity, io-threads, logical_block_size, max_ioqpairs, \
                    mdts, memory, model, mqes, null, poll-us, ro, serial, subsys";
     let drivers = "known drivers: nvme, nvme-ns, nvme-subsys";
     let table = [

@@ -10,13 +10,14 @@ mod worker;
 
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::affinity;
 use crate::ram::GuestRam;
 use crate::storage::{Engine, EngineStats};
 use crate::subsystem::Namespace;
@@ -137,6 +138,7 @@ impl Shared {
 struct Thread {
     shared: Arc<Shared>,
     engine_stats: Arc<EngineStats>,
+    cpus: Vec<usize>,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -158,7 +160,16 @@ impl IoThreads {
     /// # Errors
     /// A thread or its I/O engine cannot be made.
     pub fn new(count: usize, ram: &GuestRam) -> io::Result<Arc<Self>> {
-        Self::start(count, ram, worker::MOVE_LIMIT)
+        Self::on_cpus(count, ram, &[])
+    }
+
+    /// Starts `count` threads (at least one), each bound to the next CPU in the list, around again if
+    /// there are more threads. With an empty list they run wherever the process may.
+    ///
+    /// # Errors
+    /// As for [`IoThreads::new`], or a thread cannot be bound to its CPU.
+    pub fn on_cpus(count: usize, ram: &GuestRam, cpus: &[usize]) -> io::Result<Arc<Self>> {
+        Self::start(count, ram, cpus, worker::MOVE_LIMIT)
     }
 
     /// With another limit for queues that are to move.
@@ -168,13 +179,19 @@ impl IoThreads {
         ram: &GuestRam,
         limit: Duration,
     ) -> io::Result<Arc<Self>> {
-        Self::start(count, ram, limit)
+        Self::start(count, ram, &[], limit)
     }
 
-    fn start(count: usize, ram: &GuestRam, move_limit: Duration) -> io::Result<Arc<Self>> {
+    fn start(
+        count: usize,
+        ram: &GuestRam,
+        cpus: &[usize],
+        move_limit: Duration,
+    ) -> io::Result<Arc<Self>> {
         let count = count.max(1);
+        let mut cpus = cpus.iter().copied().cycle();
         let threads = (0..count)
-            .map(|index| start(index, ram.clone(), move_limit))
+            .map(|index| start(index, ram.clone(), cpus.next(), move_limit))
             .collect::<io::Result<_>>()?;
         Ok(Arc::new(Self {
             threads,
@@ -238,6 +255,7 @@ impl Thread {
         let stats = &self.shared.stats;
         IoThreadInfo {
             index: self.shared.index,
+            cpus: self.cpus.clone(),
             completion_queues: load.cqs,
             submission_queues: load.sqs,
             moves: stats.moves.get(),
@@ -257,6 +275,8 @@ impl Thread {
 pub struct IoThreadInfo {
     /// Index of the thread.
     pub index: usize,
+    /// CPUs that it may run on, as of its start.
+    pub cpus: Vec<usize>,
     /// I/O completion queues that it has or is about to get, over all controllers.
     pub completion_queues: u32,
     /// I/O submission queues that feed these.
@@ -279,17 +299,42 @@ pub struct IoThreadInfo {
     pub completions: u64,
 }
 
-fn start(index: usize, ram: GuestRam, move_limit: Duration) -> io::Result<Thread> {
+fn start(
+    index: usize,
+    ram: GuestRam,
+    cpu: Option<usize>,
+    move_limit: Duration,
+) -> io::Result<Thread> {
     let shared = Arc::new(Shared::new(index, move_limit)?);
     let engine = Engine::new(ram)?;
     let engine_stats = engine.stats();
     let mut worker = Worker::new(Arc::clone(&shared), engine)?;
+    let (tell, told) = mpsc::sync_channel(1);
     let handle = std::thread::Builder::new()
         .name(format!("io{index}"))
-        .spawn(move || worker.run())?;
+        .spawn(move || {
+            let bound = bind(cpu);
+            let starts = bound.is_ok();
+            // Whoever starts the thread waits for it.
+            let _ = tell.send(bound);
+            if starts {
+                worker.run();
+            }
+        })?;
+    // The thread tells before anything can go wrong with it.
+    let cpus = told.recv().map_err(io::Error::other)??;
     Ok(Thread {
         shared,
         engine_stats,
+        cpus,
         handle: Some(handle),
     })
+}
+
+/// Binds the calling thread to a CPU, if one is given. What it may run on then.
+fn bind(cpu: Option<usize>) -> io::Result<Vec<usize>> {
+    if let Some(cpu) = cpu {
+        affinity::pin(cpu)?;
+    }
+    affinity::allowed()
 }

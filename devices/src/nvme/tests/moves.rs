@@ -598,3 +598,19 @@ fn a_controller_can_go_at_any_moment_of_a_move() {
         machine.rewind(mark);
     }
 }
+
+#[test]
+fn threads_run_on_the_cpus_they_are_given_in_turn() {
+    let allowed = crate::affinity::allowed().unwrap();
+    let (first, last) = (allowed[0], allowed[allowed.len() - 1]);
+    let machine = Machine::new();
+    let cpus = |cpus: &[usize]| {
+        let threads = crate::nvme::IoThreads::on_cpus(3, &machine.ram, cpus).unwrap();
+        let info = threads.info().into_iter();
+        info.map(|thread| thread.cpus).collect::<Vec<_>>()
+    };
+    assert_eq!(cpus(&[last, first]), [[last], [first], [last]]);
+    assert_eq!(cpus(&[]), [&allowed[..]; 3]);
+    assert!(crate::nvme::IoThreads::on_cpus(1, &machine.ram, &[1023]).is_err());
+    assert!(crate::nvme::IoThreads::on_cpus(1, &machine.ram, &[5000]).is_err());
+}
