@@ -24,3 +24,4 @@ mod registers;
 mod removal;
 mod reset;
 mod shadow;
+mod stress;

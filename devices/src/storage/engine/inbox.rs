@@ -21,6 +21,12 @@ impl Mailbox {
     pub fn complete(&self, completion: Completion) {
         self.0.post(|state| state.mail.push(completion));
     }
+
+    /// Whether both lead to the same engine.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// Finished work and the event that tells of it. The event is readable if and only if something is
