@@ -600,6 +600,27 @@ fn a_controller_can_go_at_any_moment_of_a_move() {
 }
 
 #[test]
+fn a_machine_can_end_at_any_moment_of_a_move() {
+    for round in 0..20u32 {
+        let machine = Machine::new();
+        machine.test_namespace();
+        let guest = machine.enabled("c");
+        let ended = event();
+        guest.controller.notify_closed(ended.try_clone().unwrap());
+        let [mut first, ..] = three_pairs(&guest);
+        guest.admin_ok(delete_queue(AdminOpcode::DELETE_SQ, 2));
+        guest.submit_admin(delete_queue(AdminOpcode::DELETE_CQ, 2));
+        guest.submit(&mut first.0, &flush(1));
+        for _ in 0..round * 5 {
+            guest.csts();
+        }
+        // The last user of the threads ends them.
+        drop((guest, machine));
+        wait(&ended);
+    }
+}
+
+#[test]
 fn threads_run_on_the_cpus_they_are_given_in_turn() {
     let allowed = crate::affinity::allowed().unwrap();
     let (first, last) = (allowed[0], allowed[allowed.len() - 1]);
