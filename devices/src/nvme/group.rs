@@ -553,6 +553,28 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_that_moves_goes_on_with_the_shadow_buffers_in_use() {
+        let mut setup = setup(8, 8, false);
+        setup.group.state = State::Leaving;
+        let core = Arc::clone(&setup.group.core);
+        core.doorbells.ring(DoorbellId::sq(1), 1).unwrap();
+        // Nobody tells a queue that is between two threads.
+        let shadow = Arc::new(Shadow::new(&core.ram, VALUES, INDICES).unwrap());
+        core.doorbells.start_shadow(&shadow);
+        setup.set(TAIL, 3);
+        assert_eq!(setup.group.poll(0), Fetch::Empty);
+        setup.group.move_on(core.doorbells.shadow());
+        assert!(setup.serve() && setup.serve() && setup.serve() && !setup.serve());
+        assert!(!setup.group.prepare_sleep());
+        assert_eq!(setup.index(TAIL), 3);
+        // The same buffers again need no index again.
+        setup.indices.store_u32(TAIL, 7, Ordering::SeqCst);
+        setup.group.move_on(core.doorbells.shadow());
+        assert!(!setup.group.prepare_sleep());
+        assert_eq!(setup.index(TAIL), 7);
+    }
+
+    #[test]
     fn a_queue_that_is_told_to_nobody_keeps_no_controller() {
         for told_before in [true, false] {
             let setup = setup(8, 8, false);

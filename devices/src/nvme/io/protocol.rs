@@ -1,9 +1,10 @@
-//! The protocol between those who change an attachment table and the I/O threads that use it, run in
-//! every order that the memory model allows (loom).
+//! The protocol between those who change an attachment table and the I/O threads that use it, and that
+//! by which a queue goes from one I/O thread to another, run in every order that the memory model
+//! allows (loom).
 //!
 //! Real here: the subsystem with its tables and namespaces, [`Tables`] and [`Snapshots`] (what is
 //! current, what commands still use, when a namespace is let go of), [`Sleeper`] (no wake-up is
-//! missed) and [`Slots`] (late completions name nothing). Stand-ins: an I/O thread's loop that makes
+//! missed), [`Owner`] (no ring is lost) and [`Slots`] (late completions name nothing). Stand-ins: an I/O thread's loop that makes
 //! their calls in the order of `Worker` without queues and storage, loom's lock around messages, and
 //! loom's notifications for event file descriptors.
 //!
@@ -21,7 +22,7 @@ use loom::thread;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::snapshots::{Epoch, Snapshots, Tables};
-use super::super::sync::{Atomics, Place, Sleeper};
+use super::super::sync::{Atomics, Owner, Place, Sleeper};
 use super::slots::{Key, Slots};
 use crate::storage::{Backend, Cancel, Engine, Request, Submitted, Token};
 use crate::subsystem::{
@@ -40,6 +41,10 @@ impl Atomics for Loom {
 
     fn load(number: &AtomicU64) -> u64 {
         number.load(Ordering::Acquire)
+    }
+
+    fn store(number: &AtomicU64, value: u64) {
+        number.store(value, Ordering::Relaxed);
     }
 
     fn bump(number: &AtomicU64) {
@@ -642,4 +647,72 @@ fn the_next_namespace_has_nothing_of_the_one_before_it() {
         shared.complete(key);
         machine.end(&closed);
     });
+}
+
+/// A queue with its doorbell, and the I/O thread that it goes to. The one that it comes from does
+/// nothing: whatever rings there is ignored.
+#[derive(Default)]
+struct Move {
+    owner: Owner<Loom>,
+    value: AtomicUsize,
+    adopted: loom::sync::Mutex<bool>,
+    sleeper: Sleeper<Loom>,
+    kick: Notify,
+}
+
+const NEW_OWNER: u64 = 1;
+
+impl Move {
+    /// A vCPU rings. Whether it found the new owner.
+    fn ring(&self) -> bool {
+        self.value.store(1, Ordering::Release);
+        let found = self.owner.to_tell() == NEW_OWNER;
+        if found {
+            self.sleeper.wake(|| self.kick.notify());
+        }
+        found
+    }
+
+    /// The admin queue's owner passes the queue on.
+    fn hand_over(&self) {
+        self.owner.replace(NEW_OWNER);
+        *self.adopted.lock().unwrap() = true;
+        self.sleeper.wake(|| self.kick.notify());
+    }
+
+    /// The new owner's loop, until it has served the queue.
+    fn serve(&self) {
+        let mut has_it = false;
+        loop {
+            has_it |= std::mem::take(&mut *self.adopted.lock().unwrap());
+            if has_it && self.value.load(Ordering::Acquire) == 1 {
+                return;
+            }
+            let has_work = |has_it: &mut bool| {
+                *self.adopted.lock().unwrap() || *has_it && self.value.load(Ordering::Acquire) == 1
+            };
+            let wait = |_: &mut bool| self.kick.wait();
+            self.sleeper.sleep(&mut has_it, has_work, wait);
+        }
+    }
+}
+
+#[test]
+fn a_ring_while_a_queue_moves_is_served_by_its_new_owner() {
+    let found = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+    let all = Arc::clone(&found);
+    explore(4, move || {
+        let queue = Arc::new(Move::default());
+        let serving = Arc::clone(&queue);
+        let thread = thread::spawn(move || serving.serve());
+        let (ringing, found) = (Arc::clone(&queue), Arc::clone(&found));
+        let vcpu = thread::spawn(move || {
+            found[usize::from(ringing.ring())].fetch_add(1, Ordering::Relaxed);
+        });
+        queue.hand_over();
+        vcpu.join().unwrap();
+        // Loom finds it if it sleeps for ever.
+        thread.join().unwrap();
+    });
+    assert!(all.iter().all(|count| count.load(Ordering::Relaxed) > 0));
 }
