@@ -4,6 +4,7 @@
 //! KVM: interrupts and doorbell events reach the hypervisor through the small traits in
 //! [`interrupt`] and [`ioevent`].
 
+pub mod affinity;
 pub mod bus;
 mod closed;
 #[cfg(test)]

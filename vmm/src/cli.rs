@@ -19,6 +19,7 @@ use devices::nvme::MemoryLock;
 
 use self::machine_file::MachineFile;
 use self::normalize::{Normalized, normalize};
+use crate::affinity;
 use crate::control::client::{Action, CtlConfig};
 use crate::control::{ControlError, pipe};
 use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
@@ -64,6 +65,8 @@ pub struct RunConfig {
     pub io_threads: u32,
     /// Whether guest memory is registered with the I/O threads' rings, and so stays in memory.
     pub memory_lock: MemoryLock,
+    /// CPUs that these are bound to in turn; none if they run anywhere.
+    pub io_affinity: Vec<usize>,
     /// Where COM2's output goes: a file to be made or truncated, or an existing FIFO or device.
     pub com2: Option<PathBuf>,
     /// How often `-v` was given.
@@ -196,8 +199,8 @@ Every device argument is DRIVER,key=value,flag (a flag is key=on, \",,\" is a co
 take K, M, G and T. The drivers and their properties:
   nvme-subsys  a subsystem: id (must be given), nqn, shared=on|off
   nvme         a controller: id, subsys (id of a subsystem), addr (PCI slot), serial, model, firmware,
-               max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64),
-               poll-us (0-1000; 50), cntlid (0-65519);
+               max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64), io-affinity (CPUs
+               for these threads in turn, such as 2-3:5), poll-us (0-1000; 50), cntlid (0-65519);
                with a disk of its own: file (or drive), memory, null, cache, ro, logical_block_size
   nvme-ns      a namespace: id, bus (a subsystem, or a controller for its subsystem), nsid (1-1024),
                file=PATH, memory=SIZE or null=SIZE, cache (writeback, none, writethrough, directsync,
@@ -257,6 +260,9 @@ struct RunArgs {
     /// each direct I/O (cache=none); mem-lock=off
     #[argh(option, arg_name = "POLICY")]
     overcommit: Option<String>,
+    /// CPUs for these threads in turn, such as 2,3 or 4-7 (any)
+    #[argh(option, arg_name = "CPUS")]
+    io_affinity: Option<String>,
     /// write what the guest sends to COM2 into a file
     #[argh(option, arg_name = "FILE")]
     com2: Option<String>,
@@ -477,6 +483,7 @@ fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
         object: many("object", args.object),
         drive: many("drive", args.drive),
         io_threads: one("io-threads", args.io_threads),
+        io_affinity: one("io-affinity", args.io_affinity),
         overcommit: one("overcommit", args.overcommit),
         com2: one("com2", args.com2),
         control_pipe: one("control-pipe", args.control_pipe),
@@ -530,6 +537,9 @@ fn configure(args: RunArgs) -> Result<Invocation, CliError> {
             1,
         )?,
         memory_lock: memory_lock(args.overcommit.as_deref())?,
+        io_affinity: args
+            .io_affinity
+            .map_or(Ok(Vec::new()), |list| io_affinity(&list))?,
         com2: optional_path("--com2", args.com2)?,
         verbosity: args.verbose,
     };
@@ -640,6 +650,12 @@ fn memory_lock(value: Option<&str>) -> Result<MemoryLock, CliError> {
             "must be mem-lock=on or mem-lock=off",
         )),
     }
+}
+
+/// Parses the CPUs of the I/O threads.
+fn io_affinity(list: &str) -> Result<Vec<usize>, CliError> {
+    affinity::parse(list)
+        .map_err(|problem| CliError::usage(format!("--io-affinity {list}"), problem))
 }
 
 /// Parses the size of guest memory. A number alone means MiB, as in QEMU.

@@ -130,10 +130,10 @@ impl Commands {
             Info::Qtree { json: true } => Ok(qtree::json(registry)),
             Info::Subsys => Ok(json!({ "subsystems": subsystems(registry)? })),
             Info::Nvme => Ok(json!({ "controllers": controllers(registry)? })),
-            Info::IoThreads => Ok(json!({ "iothreads": to_value(&registry.io_threads().info())? })),
+            Info::IoThreads => Ok(json!({ "iothreads": io_threads(registry)? })),
             Info::Stats => Ok(json!({
                 "controllers": controllers(registry)?,
-                "iothreads": to_value(&registry.io_threads().info())?,
+                "iothreads": io_threads(registry)?,
                 "kvm": to_value(&self.interrupts.held())?,
             })),
         }
@@ -189,6 +189,26 @@ fn controllers(registry: &Registry) -> Result<Vec<Value>, CommandError> {
         Object::Controller { controller, .. } => Some(controller.info()),
         _ => None,
     }))
+}
+
+/// The machine's I/O threads, and behind them those of controllers that have their own.
+fn io_threads(registry: &Registry) -> Result<Vec<Value>, CommandError> {
+    let shared = registry.io_threads();
+    let mut values = list(shared.info().into_iter())?;
+    for (id, object) in registry.iter() {
+        let Object::Controller { controller, .. } = object else {
+            continue;
+        };
+        if std::ptr::eq(&raw const **controller.io_threads(), shared) {
+            continue;
+        }
+        for thread in controller.io_threads().info() {
+            let mut value = to_value(&thread)?;
+            value["controller"] = id.into();
+            values.push(value);
+        }
+    }
+    Ok(values)
 }
 
 fn list<T: Serialize>(items: impl Iterator<Item = T>) -> Result<Vec<Value>, CommandError> {

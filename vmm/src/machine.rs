@@ -17,7 +17,7 @@ use devices::legacy::i8042::{self, I8042};
 use devices::legacy::pci_hotplug::{self, PciHotplug};
 use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::serial::{self, SerialPort};
-use devices::nvme::IoThreads;
+use devices::nvme::{IoThreads, IoThreadsConfig};
 use devices::pci::access::{self, ConfigPorts, Ecam};
 use devices::pci::root::{PciRoot, PciWindows};
 use devices::ram::GuestRam;
@@ -306,9 +306,12 @@ fn registry(
     interrupts: &Arc<Interrupts>,
     events: Rc<EventLoop>,
 ) -> Result<Registry, MachineError> {
-    let (count, lock) = (config.io_threads as usize, config.memory_lock);
-    let io_threads =
-        IoThreads::with_memory(count, &shared.ram, lock).map_err(host("the I/O threads"))?;
+    let threads = IoThreadsConfig {
+        count: config.io_threads as usize,
+        cpus: config.io_affinity.clone(),
+        memory_lock: config.memory_lock,
+    };
+    let io_threads = IoThreads::with(&threads, &shared.ram).map_err(host("the I/O threads"))?;
     let mut registry = Registry::new(Parts {
         ram: shared.ram.clone(),
         pci: pci_root(shared, config.memory)?,

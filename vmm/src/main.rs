@@ -1,5 +1,6 @@
 //! berth: a minimal virtual machine monitor with NVMe built in.
 
+mod affinity;
 mod cli;
 mod commands;
 mod console;

@@ -91,11 +91,17 @@ fn node(registry: &Registry, id: &str, object: &Object) -> Node {
             slot,
             ..
         } => {
-            let properties = json!({
+            let mut properties = json!({
                 "addr": bdf(*slot),
                 "subsys": subsystem.id(),
                 "cntlid": controller.cntlid(),
             });
+            // The thread of each completion queue.
+            for queue in controller.info().queues {
+                if let Some(thread) = queue.io_thread {
+                    properties["iothread"][queue.cqid.to_string()] = thread.into();
+                }
+            }
             (properties, None)
         }
     };

@@ -575,10 +575,10 @@ impl Registry {
         subsystem: &Arc<Subsystem>,
     ) -> Result<Arc<Controller>, Problem> {
         let parts = &self.parts;
-        let io_threads = match spec.io_threads {
-            Some(count) => parts
+        let io_threads = match &spec.io_threads {
+            Some(own) => parts
                 .io_threads
-                .like_these(count as usize)
+                .like_these(own.count as usize, &own.cpus)
                 .map_err(host("the controller's I/O threads"))?,
             None => Arc::clone(&parts.io_threads),
         };

@@ -15,6 +15,7 @@ use devices::storage::{CacheMode, MAX_MEMORY, MAX_NULL};
 use uuid::Uuid;
 
 use self::qemu::{CONTROLLER_HINTS, DRIVE_HINTS, NAMESPACE_HINTS, SUBSYSTEM_HINTS};
+use crate::affinity;
 use crate::grammar::{Problem, Properties, SpecError, format_size, nearest, parse_size};
 
 /// Highest NSID that berth gives out; also the number of namespaces a subsystem can hold.
@@ -90,12 +91,21 @@ pub struct ControllerSpec {
     pub mdts: u8,
     /// How long I/O threads look for commands before they sleep in microseconds, 0 to 1000.
     pub poll_us: u16,
-    /// I/O threads of its own, 1 to 64; `None` uses the machine's.
-    pub io_threads: Option<u32>,
+    /// I/O threads of its own; `None` uses the machine's.
+    pub io_threads: Option<Box<IoThreadsSpec>>,
     /// Controller id, 0 to 65,519; `None` takes the lowest free one of the subsystem.
     pub cntlid: Option<u16>,
     /// The namespace of a one-disk controller.
     pub disk: Option<DiskSpec>,
+}
+
+/// I/O threads of a controller's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IoThreadsSpec {
+    /// How many, 1 to 64.
+    pub count: u32,
+    /// CPUs that they are bound to in turn; none if they run anywhere.
+    pub cpus: Vec<usize>,
 }
 
 /// A namespace on the subsystem bus.
@@ -339,12 +349,29 @@ impl ControllerSpec {
             mqes: take_narrow(p, "mqes", 1, u16::MAX)?.unwrap_or(DEFAULT_MQES),
             mdts: take_narrow(p, "mdts", 1, 9)?.unwrap_or(DEFAULT_MDTS),
             poll_us: take_narrow(p, "poll-us", 0, 1000)?.unwrap_or(DEFAULT_POLL_US),
-            io_threads: take_narrow(p, "io-threads", 1, 64)?,
+            io_threads: IoThreadsSpec::take(p)?,
             cntlid: take_narrow(p, "cntlid", 0, 65_519)?,
             disk: DiskSpec::take(p)?,
         };
         let ignored = properties.finish(CONTROLLER_HINTS)?;
         Ok(Parsed { spec, ignored })
+    }
+}
+
+impl IoThreadsSpec {
+    fn take(p: &mut Properties) -> Result<Option<Box<Self>>, SpecError> {
+        let count = take_narrow(p, "io-threads", 1, 64)?;
+        let cpus = p.take_with("io-affinity", affinity::parse)?;
+        match (count, cpus) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(p.error(Problem::Conflict(
+                "io-affinity is for io-threads= only; the machine's I/O threads have --io-affinity",
+            ))),
+            (Some(count), cpus) => {
+                let cpus = cpus.unwrap_or_default();
+                Ok(Some(Box::new(Self { count, cpus })))
+            }
+        }
     }
 }
 

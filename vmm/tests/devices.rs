@@ -146,6 +146,42 @@ fn namespaces_find_their_subsystem() {
     machine.quit();
 }
 
+/// The machine's I/O threads and those of a controller of its own, with their CPUs.
+#[test]
+fn io_threads_show_their_cpus_and_their_controller() {
+    if !kvm() {
+        return;
+    }
+    let cpu = devices::affinity::allowed().unwrap()[0];
+    let own = format!("nvme,id=own,io-threads=1,io-affinity={cpu}-{cpu}");
+    let list = format!("{cpu},{cpu}");
+    let arguments = ["--io-threads", "3", "--io-affinity", &list];
+    let machine = Machine::start(&[&arguments[..], &["--device", &own]].concat());
+    let (status, text) = machine.ctl(&["info", "iothreads"]);
+    assert_eq!(status, Some(0), "{text}");
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let threads = value["iothreads"].as_array().unwrap();
+    let shown: Vec<_> = threads
+        .iter()
+        .map(|thread| {
+            assert_eq!(thread["cpus"], serde_json::json!([cpu]), "{text}");
+            assert_eq!(thread["completion_queues"], 0, "{text}");
+            (
+                thread["index"].as_u64().unwrap(),
+                thread["controller"].as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(shown, [(0, None), (1, None), (2, None), (0, Some("own"))]);
+    machine.quit();
+    let guest = Guest::new(&HALT);
+    let output = guest.command(&["--io-affinity", "77777"]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(35), "{err}");
+    let told = "--io-affinity 77777: CPU 77777 is not there for berth; allowed: ";
+    assert!(err.contains(told), "{err}");
+}
+
 /// What QEMU wants in one order is taken in any.
 #[test]
 fn the_order_of_devices_does_not_matter() {

@@ -125,6 +125,7 @@ impl Drop for Controller {
     /// cannot stop ends in silence.
     fn drop(&mut self) {
         self.core.doorbells.reset();
+        self.core.end_events();
         // Commands that cannot be stopped keep their own namespace, not all.
         self.core.set_namespaces(Arc::default(), &[]);
         self.io_threads.send_all(|| Message::Reset {
@@ -205,6 +206,7 @@ impl Controller {
             quiet: Mutex::default(),
             config,
         });
+        controller.io_threads.balance().add_user(&controller.core);
         let observer: Arc<dyn ControllerLink> = Arc::clone(&controller) as _;
         controller.link.observe(&observer);
         Ok(controller)
@@ -248,7 +250,8 @@ impl Controller {
         &self.core
     }
 
-    pub(super) fn io_threads(&self) -> &IoThreads {
+    /// The threads that do its I/O.
+    pub fn io_threads(&self) -> &Arc<IoThreads> {
         &self.io_threads
     }
 

@@ -13,10 +13,11 @@ use crate::subsystem::AttachmentTable;
 
 use super::attached::Attached;
 use super::doorbell::{Doorbells, InvalidDoorbell};
+use super::group::Group;
 use super::snapshots::Tables;
 
 /// What an I/O thread tells the admin queue's owner.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Event {
     /// A submission queue has no command left and is gone.
     SqDeleted {
@@ -34,6 +35,17 @@ pub enum Event {
         cid: u16,
         /// Whether the command to abort was found and stopped.
         aborted: bool,
+    },
+    /// A completion queue with its submission queues is served by no thread, and has nothing in flight:
+    /// it is to move.
+    CqGivenUp {
+        /// The queues.
+        group: Box<Group>,
+    },
+    /// A completion queue that was to move stays: it has commands in flight for too long.
+    CqKept {
+        /// Its identifier.
+        cqid: u16,
     },
     /// An I/O thread has no queue of the controller left and touches no guest memory for it.
     Quiesced {
@@ -77,7 +89,8 @@ pub struct Core {
     // The guest turned the volatile write cache off.
     write_through: AtomicBool,
     attached: Mutex<Attached>,
-    events: Mutex<Vec<Event>>,
+    // None once there is no owner any more.
+    events: Mutex<Option<Vec<Event>>>,
     doorbell_errors: AtomicU32,
     wake: EventFd,
     // The last field: it is dropped behind all that a controller holds of the host.
@@ -114,7 +127,7 @@ impl Core {
             access: AtomicU32::new(0),
             write_through: AtomicBool::new(false),
             attached: Mutex::default(),
-            events: Mutex::default(),
+            events: Mutex::new(Some(Vec::new())),
             doorbell_errors: AtomicU32::new(0),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             closed: Closed::default(),
@@ -137,18 +150,30 @@ impl Core {
         let _ = self.wake.write(1);
     }
 
-    /// Tells the admin queue's owner.
+    /// Tells the admin queue's owner, if there still is one.
     pub fn post(&self, event: Event) {
-        self.lock_events().push(event);
+        if let Some(events) = &mut *self.lock_events() {
+            events.push(event);
+        } else {
+            return;
+        }
         self.wake();
     }
 
     /// What was told since the last call.
     pub fn take_events(&self) -> Vec<Event> {
-        std::mem::take(&mut *self.lock_events())
+        let mut events = self.lock_events();
+        events.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    fn lock_events(&self) -> std::sync::MutexGuard<'_, Vec<Event>> {
+    /// The admin queue's owner goes: nobody takes events any more. A queue in one of them would hold
+    /// this for ever.
+    pub fn end_events(&self) {
+        let left = self.lock_events().take();
+        drop(left);
+    }
+
+    fn lock_events(&self) -> std::sync::MutexGuard<'_, Option<Vec<Event>>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

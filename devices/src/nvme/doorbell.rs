@@ -12,6 +12,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::ioevent::IoEvents;
 use crate::ram::{GuestRam, MappedRange, NotRam};
 
+use super::sync::Owner;
+
 /// Offset of the doorbells in BAR 0.
 pub const DOORBELL_BASE: u64 = 0x1000;
 
@@ -77,7 +79,7 @@ pub struct Doorbell {
     value: AtomicU32,
     // 0 while there is no queue.
     entries: AtomicU32,
-    owner: AtomicU32,
+    owner: Owner,
     waiting: AtomicBool,
     exits: AtomicU64,
 }
@@ -119,10 +121,11 @@ impl Doorbell {
 
     /// Whom to tell, once the value is wherever the owner may look for it.
     fn rung(&self, side: Side) -> Rung {
-        // Orders the value before the look at `waiting`; pairs with `wait_for_room`.
-        fence(Ordering::SeqCst);
+        // Its barrier orders the value before the look at `waiting`, too; pairs with `wait_for_room`.
+        let owner = self.owner.to_tell();
         let tell = side == Side::SqTail || self.waiting.swap(false, Ordering::Relaxed);
-        let owner = self.owner.load(Ordering::Relaxed) as usize;
+        // Of a few threads.
+        let owner = usize::try_from(owner).unwrap_or(0);
         Rung { owner, tell }
     }
 
@@ -246,14 +249,21 @@ impl Doorbells {
         bell.value.store(0, Ordering::Relaxed);
         bell.waiting.store(false, Ordering::Relaxed);
         bell.exits.store(0, Ordering::Relaxed);
-        bell.owner
-            .store(u32::try_from(owner).unwrap_or(0), Ordering::Relaxed);
+        bell.owner.replace(owner as u64);
         if let Some(shadow) = &*self.shadow.load() {
             // So that the guest's first submission rings, whatever an earlier queue left there.
             shadow.set_value(id, 0);
             shadow.set_event_index(id, 0);
         }
         bell.entries.store(entries, Ordering::Release);
+    }
+
+    /// Another I/O thread owns the queue from now on. It must be told after this, and then look at the
+    /// doorbell once: a vCPU that rings meanwhile may still find the old owner, who ignores it.
+    pub fn set_owner(&self, id: DoorbellId, owner: usize) {
+        if let Some(bell) = self.get(id) {
+            bell.owner.replace(owner as u64);
+        }
     }
 
     /// The queue is gone: writes to its doorbell are errors.

@@ -19,6 +19,8 @@ pub enum State {
     Deleting,
     /// No more; what is in flight ends in silence.
     Resetting,
+    /// Not here: another thread is to serve them once nothing is in flight.
+    Leaving,
 }
 
 /// A submission queue and its commands.
@@ -120,6 +122,19 @@ impl Group {
         self.cq_event_index = None;
         for sq in self.sqs.iter_mut().flatten() {
             sq.event_index = None;
+        }
+    }
+
+    /// Goes to another thread, with the shadow buffers in use now.
+    pub fn move_on(&mut self, shadow: Option<Arc<Shadow>>) {
+        self.state = State::Running;
+        if let Some(shadow) = shadow
+            && !self
+                .shadow
+                .as_ref()
+                .is_some_and(|own| Arc::ptr_eq(own, &shadow))
+        {
+            self.start_shadow(shadow);
         }
     }
 
@@ -333,6 +348,7 @@ mod tests {
     use super::*;
     use crate::interrupt::{MsiGroup, MsiMessage};
     use crate::ioevent::IoEvents;
+    use crate::nvme::core::Event;
     use crate::nvme::doorbell::Doorbells;
     use crate::nvme::spec::Status;
     use crate::pci::msix::Msix;
@@ -534,6 +550,49 @@ mod tests {
         assert_eq!(setup.errors(), 1);
         setup.set(HEAD, 1);
         assert!(setup.serve());
+    }
+
+    #[test]
+    fn a_queue_that_moves_goes_on_with_the_shadow_buffers_in_use() {
+        let mut setup = setup(8, 8, false);
+        setup.group.state = State::Leaving;
+        let core = Arc::clone(&setup.group.core);
+        core.doorbells.ring(DoorbellId::sq(1), 1).unwrap();
+        // Nobody tells a queue that is between two threads.
+        let shadow = Arc::new(Shadow::new(&core.ram, VALUES, INDICES).unwrap());
+        core.doorbells.start_shadow(&shadow);
+        setup.set(TAIL, 3);
+        assert_eq!(setup.group.poll(0), Fetch::Empty);
+        setup.group.move_on(core.doorbells.shadow());
+        assert!(setup.serve() && setup.serve() && setup.serve() && !setup.serve());
+        assert!(!setup.group.prepare_sleep());
+        assert_eq!(setup.index(TAIL), 3);
+        // The same buffers again need no index again.
+        setup.indices.store_u32(TAIL, 7, Ordering::SeqCst);
+        setup.group.move_on(core.doorbells.shadow());
+        assert!(!setup.group.prepare_sleep());
+        assert_eq!(setup.index(TAIL), 7);
+    }
+
+    #[test]
+    fn a_queue_that_is_told_to_nobody_keeps_no_controller() {
+        for told_before in [true, false] {
+            let setup = setup(8, 8, false);
+            let core = Arc::clone(&setup.group.core);
+            let left = Arc::downgrade(&core);
+            let group = Box::new(setup.group);
+            let event = Event::CqGivenUp { group };
+            if told_before {
+                core.post(event);
+                core.end_events();
+            } else {
+                core.end_events();
+                core.post(event);
+            }
+            assert_eq!(core.take_events().len(), 0);
+            drop(core);
+            assert!(left.upgrade().is_none());
+        }
     }
 
     #[test]

@@ -5,8 +5,12 @@
 //! What they share is small and in one place, the core: doorbells, interrupt vectors, the attachment
 //! table, and a mailbox in each direction.
 //!
-//! Lock order: admin → config space | registers | doorbell events | subsystem → changed list. No lock is
-//! held while an I/O thread works on a command, and none is shared between queues.
+//! Lock order: admin → config space | registers | doorbell events | subsystem → changed list, and admin →
+//! the I/O threads' loads | messages | events, under which nothing else is locked. No lock is held while
+//! an I/O thread works on a command, and none is shared between queues.
+//!
+//! A completion queue can move from one I/O thread to another; the admin queue's owner orders that
+//! (`admin/moves.rs`).
 
 mod admin;
 mod attached;
@@ -31,5 +35,5 @@ pub use controller::{
     Controller, ControllerConfig, ControllerError, ControllerInfo, ControllerParts,
     ControllerState, MAX_IO_QUEUE_PAIRS, MAX_MDTS,
 };
-pub use io::{IoThreadInfo, IoThreads, MemoryLock};
+pub use io::{IoThreadInfo, IoThreads, IoThreadsConfig, MemoryLock};
 pub use stats::QueueInfo;

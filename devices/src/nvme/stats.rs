@@ -66,6 +66,8 @@ pub struct CqStats {
     pub completions: Counter,
     /// Interrupts raised.
     pub interrupts: Counter,
+    /// Times that it moved to another I/O thread; counted by the admin queue's owner.
+    pub moves: Counter,
 }
 
 /// Counters of an I/O thread.
@@ -79,6 +81,8 @@ pub struct ThreadStats {
     pub kicks: Counter,
     /// Times it found work by looking for it instead of sleeping.
     pub polled: Counter,
+    /// Completion queues that came from another thread.
+    pub moves: Counter,
 }
 
 /// A queue pair's counters as `info` shows them; a submission queue with its completion queue.
@@ -104,4 +108,6 @@ pub struct QueueInfo {
     pub completions: u64,
     /// Interrupts raised for the completion queue.
     pub interrupts: u64,
+    /// Times that the completion queue moved to another I/O thread.
+    pub moves: u64,
 }

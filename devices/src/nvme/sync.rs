@@ -1,7 +1,8 @@
-//! The atomics by which I/O threads follow the attachment table and go to sleep.
+//! The atomics by which I/O threads follow the attachment table, go to sleep, and take queues over
+//! from each other.
 //!
-//! They are a parameter of [`Tables`](super::snapshots::Tables) and [`Sleeper`], so that the tests can
-//! run this very code in every order that the memory model allows.
+//! They are a parameter of [`Tables`](super::snapshots::Tables), [`Sleeper`] and [`Owner`], so that the
+//! tests can run this very code in every order that the memory model allows.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub trait Atomics: Debug + 'static {
 
     /// Loads a number (Acquire).
     fn load(number: &Self::Number) -> u64;
+    /// Stores a number (Relaxed).
+    fn store(number: &Self::Number, value: u64);
     /// Adds one to a number (Release).
     fn bump(number: &Self::Number);
     /// Loads a flag (Relaxed).
@@ -65,6 +68,10 @@ impl Atomics for Native {
 
     fn load(number: &AtomicU64) -> u64 {
         number.load(Ordering::Acquire)
+    }
+
+    fn store(number: &AtomicU64, value: u64) {
+        number.store(value, Ordering::Relaxed);
     }
 
     fn bump(number: &AtomicU64) {
@@ -121,5 +128,37 @@ impl<A: Atomics> Sleeper<A> {
             wait(thread);
         }
         A::set(&self.sleeping, false);
+    }
+}
+
+/// Which thread looks after something that others change, and can be taken over by another thread.
+#[derive(Debug)]
+pub struct Owner<A: Atomics = Native> {
+    index: A::Number,
+}
+
+impl<A: Atomics> Default for Owner<A> {
+    fn default() -> Self {
+        let index = A::Number::default();
+        Self { index }
+    }
+}
+
+impl<A: Atomics> Owner<A> {
+    /// Index of the thread to tell of what the caller changed. It may be one that has just been
+    /// replaced, and then the next one sees the change.
+    pub fn to_tell(&self) -> u64 {
+        // Orders what the caller changed before the look at the owner; pairs with `replace`.
+        A::fence();
+        A::load(&self.index)
+    }
+
+    /// Thread `index` is the owner from now on. It is told after this, and then looks once at all that
+    /// others may have changed.
+    pub fn replace(&self, index: u64) {
+        A::store(&self.index, index);
+        // Orders the new owner before its look; pairs with `to_tell`. Of the two barriers one is first:
+        // if it is this one, `to_tell` finds the new owner; if not, the new owner finds the change.
+        A::fence();
     }
 }

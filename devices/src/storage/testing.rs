@@ -253,7 +253,10 @@ impl Backend for TestBackend {
     fn cancel(&self, engine: &mut Engine, token: Token) -> Cancel {
         // Requests are ended under this lock, so none is half done now.
         let mut state = self.shared.lock();
-        let found = state.held.iter().position(|held| held.seen.token == token);
+        // Engines name their requests each on its own.
+        let mailbox = engine.mailbox();
+        let is_it = |held: &Held| held.seen.token == token && held.mailbox.same(&mailbox);
+        let found = state.held.iter().position(is_it);
         let Some(at) = found else {
             return Cancel::Pending;
         };

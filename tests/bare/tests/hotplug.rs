@@ -1,4 +1,5 @@
-//! Controllers come and go under I/O, orderly and by surprise: nothing may be left of them.
+//! Controllers come and go under I/O, orderly and by surprise: nothing may be left of them, and what
+//! others have is served on.
 
 // Helpers are test code too.
 #![allow(clippy::unwrap_used)]
@@ -63,6 +64,24 @@ impl Host {
             assert!(Instant::now() < deadline, "{why}");
         }
         self.guest_says(&format!("UP {slot}"));
+    }
+
+    /// The numbers with this key in what `info` shows of the controllers, in order.
+    fn numbers(&self, key: &str) -> Vec<u64> {
+        let reply = self.ok("info nvme");
+        let key = format!("\"{key}\": ");
+        let parts = reply.split(&key).skip(1);
+        let digits = parts.map(|part| part.split(|c: char| !c.is_ascii_digit()).next().unwrap());
+        digits.filter_map(|digits| digits.parse().ok()).collect()
+    }
+
+    #[track_caller]
+    fn wait_until(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while !done(self) {
+            let why = format!("{what}: {}{}", self.ok("info nvme"), self.berth.tail());
+            assert!(Instant::now() < deadline, "{why}");
+        }
     }
 
     /// Everything that could leak, by what it is.
@@ -140,4 +159,58 @@ fn fifty_controllers_leave_nothing_behind() {
     assert_eq!(finished.exit.status, Some(0), "{all}");
     assert!(all.contains("TEST hotplug ... ok"), "{all}");
     assert!(all.contains(" 24 controllers pulled"), "{all}");
+}
+
+/// Two queue pairs on one I/O thread, beside a controller whose queues are on the other: when that is
+/// removed, one pair moves, under I/O.
+#[test]
+fn a_queue_under_io_moves_to_a_thread_that_another_controller_leaves() {
+    let machine = Machine::with(&["--device", "nvme-subsys,id=s"]).unwrap();
+    let socket = machine.folder().join("control");
+    let image = harness::image(machine.folder(), "disk.img", 1 << 20).unwrap();
+    let namespace = format!("nvme-ns,id=n,bus=s,file={}", image.display());
+    let machine = machine.and(&[
+        "--io-threads",
+        "2",
+        "--device",
+        "nvme,id=a,subsys=s,addr=1,max_ioqpairs=4",
+        "--device",
+        "nvme,id=b,subsys=s,addr=2,max_ioqpairs=4",
+        "--device",
+        &namespace,
+        "--control-socket",
+        socket.to_str().unwrap(),
+    ]);
+    let Some(berth) = machine.start("test=moves").unwrap() else {
+        return;
+    };
+    let host = Host { berth, socket };
+    host.guest_says("READING");
+    assert_eq!(host.numbers("io_thread"), [0, 0, 1, 1]);
+    assert_eq!(host.numbers("ioeventfds"), [0, 4]);
+    let tree = host.ok("info qtree");
+    for threads in ["{\"1\":0,\"2\":0}", "{\"1\":1,\"2\":1}"] {
+        assert!(tree.contains(&format!("iothread = {threads}")), "{tree}");
+    }
+    host.ok("device_del a wait=60");
+    host.guest_says("EJECTED 1");
+    host.wait_until("a queue to move", |host| host.numbers("moves") != [0; 3]);
+    let mut threads = host.numbers("io_thread");
+    threads.sort_unstable();
+    assert_eq!(threads, [0, 1]);
+    assert_eq!(host.numbers("ioeventfds"), [4]);
+    assert_eq!(host.numbers("moves").iter().sum::<u64>(), 1);
+    // Both go on, without exits.
+    let before = host.numbers("commands");
+    let exits = host.numbers("doorbell_exits");
+    host.wait_until("more reads", |host| {
+        let now = host.numbers("commands");
+        (1..3).all(|queue| now[queue] >= before[queue] + 1000)
+    });
+    assert_eq!(host.numbers("doorbell_exits")[1..], exits[1..]);
+    host.ok("device_del b wait=60");
+    let finished = host.berth.finish(LIMIT).unwrap();
+    let all = format!("{}{}", finished.stdout, finished.stderr);
+    assert_eq!(finished.exit.status, Some(0), "{all}");
+    assert!(all.contains("TEST moves ... ok"), "{all}");
 }

@@ -19,13 +19,14 @@ use crate::grammar::did_you_mean;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Options that are given once.
-const SINGLE: [&str; 10] = [
+const SINGLE: [&str; 11] = [
     "kernel",
     "initrd",
     "append",
     "memory",
     "cpus",
     "io-threads",
+    "io-affinity",
     "overcommit",
     "com2",
     "control-pipe",

@@ -45,6 +45,7 @@ pub fn text(config: &RunConfig) -> String {
     machine.add("memory", format_size(config.memory));
     machine.add("cpus", i64::from(config.cpus));
     machine.add("io-threads", i64::from(config.io_threads));
+    machine.maybe("io-affinity", affinity(&config.io_affinity));
     let lock = match config.memory_lock {
         MemoryLock::On => "mem-lock=on",
         MemoryLock::Off => "mem-lock=off",
@@ -80,6 +81,12 @@ pub fn text(config: &RunConfig) -> String {
     text
 }
 
+/// CPUs in order, as `--io-affinity` and `io-affinity` take them; nothing for any.
+fn affinity(cpus: &[usize]) -> Option<String> {
+    let cpus: Vec<String> = cpus.iter().map(usize::to_string).collect();
+    (!cpus.is_empty()).then(|| cpus.join(","))
+}
+
 fn subsystem(p: &mut Properties, spec: &SubsystemSpec) {
     p.add("id", spec.id.clone());
     p.add("nqn", spec.nqn.clone());
@@ -96,7 +103,10 @@ fn controller(p: &mut Properties, spec: &ControllerSpec) {
     p.add("max_ioqpairs", i64::from(spec.max_ioqpairs));
     p.add("mqes", i64::from(spec.mqes));
     p.add("mdts", i64::from(spec.mdts));
-    p.maybe("io-threads", spec.io_threads.map(i64::from));
+    if let Some(own) = &spec.io_threads {
+        p.add("io-threads", i64::from(own.count));
+        p.maybe("io-affinity", affinity(&own.cpus));
+    }
     p.add("poll-us", i64::from(spec.poll_us));
     p.maybe("cntlid", spec.cntlid.map(i64::from));
     if let Some(spec) = &spec.disk {

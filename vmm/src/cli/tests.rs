@@ -99,6 +99,7 @@ fn defaults_are_small() {
         control_socket: None,
         io_threads: 1,
         memory_lock: MemoryLock::Off,
+        io_affinity: Vec::new(),
         com2: None,
         verbosity: 0,
     };
@@ -163,6 +164,13 @@ fn wrong_drives_and_objects_are_refused() {
             ),
         ],
     );
+}
+
+#[test]
+fn io_threads_are_bound_to_cpus_that_there_are() {
+    let cpu = devices::affinity::allowed().unwrap()[0];
+    let config = config(&format!("--io-threads 2 --io-affinity {cpu},{cpu}-{cpu}"));
+    assert_eq!((config.io_threads, config.io_affinity), (2, vec![cpu; 2]));
 }
 
 #[test]
@@ -287,12 +295,12 @@ fn described(dir: &TempDir, toml: &str, line: &str) -> Result<Invocation, CliErr
 
 #[test]
 fn a_description_means_what_the_command_line_means() {
-    let line = "--kernel DIR/kernel -m 1G --cpus 2 --io-threads 3 --overcommit mem-lock=on --append a~b --com2 DIR/out \
+    let line = "--kernel DIR/kernel -m 1G --cpus 2 --io-threads 3 --io-affinity 0,0 --overcommit mem-lock=on --append a~b --com2 DIR/out \
                 --control-socket DIR/new --disk DIR/b,,c.img,cache=none,nsid=9 \
                 --object nvme-ns,id=o,bus=s,null=1T,ro,shared=off,ctrl=c,detached \
                 --drive file=DIR/a.img,id=d,if=none,readonly=on --device nvme-subsys,id=s \
                 --device nvme,id=c,subsys=s,addr=1f,serial=x~y,model=\"m,firmware=1,mdts=9,cntlid=0 \
-                --device nvme,io-threads=2,poll-us=0,drive=d,logical_block_size=512 \
+                --device nvme,io-threads=2,io-affinity=0:0,poll-us=0,drive=d,logical_block_size=512 \
                 --device nvme-ns,bus=s,memory=64M,logical_block_size=4096,eui64=5,\
 uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8,nguid=000102030405060708090a0b0c0d0e0f";
     let dir = files();
@@ -357,7 +365,7 @@ fn wrong_descriptions_are_refused_with_their_name() {
             "disks = 1",
             "",
             "--machine DIR/machine.toml: unknown key \"disks\" (did you mean \"disk\"?); known: kernel, \
-             initrd, append, memory, cpus, io-threads, overcommit, com2, control-pipe, control-socket, disk, drive, \
+             initrd, append, memory, cpus, io-threads, io-affinity, overcommit, com2, control-pipe, control-socket, disk, drive, \
              object, device",
         ),
     ] {
@@ -532,6 +540,10 @@ fn wrong_command_lines_are_refused() {
                 "--io-threads 65: must be a number from 1 to 64",
             ),
             (
+                &format!("{K} --io-affinity 1-"),
+                "--io-affinity 1-: must be CPUs and ranges of CPUs, such as 2-3:5",
+            ),
+            (
                 &format!("{K} --disk DIR/a.img,nsid=0"),
                 "--disk DIR/a.img,nsid=0: nsid=0: 0 is no namespace; leave nsid out to have one chosen",
             ),
@@ -565,7 +577,7 @@ fn wrong_command_lines_are_refused() {
 
 #[test]
 fn wrong_devices_are_refused() {
-    let allowed = "addr, cache, cntlid, drive, file, firmware, id, io-threads, logical_block_size, max_ioqpairs, \
+    let allowed = "addr, cache, cntlid, drive, file, firmware, id, io-affinity, io-threads, logical_block_size, max_ioqpairs, \
                    mdts, memory, model, mqes, null, poll-us, ro, serial, subsys";
     let drivers = "known drivers: nvme, nvme-ns, nvme-subsys";
     let table = [

@@ -107,7 +107,10 @@ fn every_property_arrives() {
         mqes: 0xffff,
         mdts: 9,
         poll_us: 1000,
-        io_threads: Some(2),
+        io_threads: Some(Box::new(IoThreadsSpec {
+            count: 2,
+            cpus: Vec::new(),
+        })),
         cntlid: Some(65_519),
         disk: Some(DiskSpec {
             backend: BackendSpec::Null(1 << 40),
@@ -455,5 +458,34 @@ fn the_readme_tells_what_becomes_of_qemus_properties() {
     assert!(
         readme.contains(&table),
         "the README's table should be:\n{table}"
+    );
+}
+
+#[test]
+fn threads_of_a_controller_are_bound_to_cpus_in_ranges() {
+    let cpu = devices::affinity::allowed().unwrap()[0];
+    for list in [format!("{cpu}:{cpu}-{cpu}"), format!("{cpu},,{cpu}")] {
+        let parsed = DeviceSpec::parse(
+            &format!("nvme,io-threads=3,io-affinity={list}"),
+            Form::Device,
+        );
+        let DeviceSpec::Controller(spec) = parsed.unwrap().spec else {
+            panic!("no controller");
+        };
+        let cpus = vec![cpu; 2];
+        let expected = IoThreadsSpec { count: 3, cpus };
+        assert_eq!(spec.io_threads.as_deref(), Some(&expected));
+    }
+    let allowed = "must be CPUs and ranges of CPUs, such as 2-3:5";
+    assert_eq!(
+        refusal("nvme,io-threads=2,io-affinity=x"),
+        format!("io-affinity=x: {allowed}")
+    );
+    let not_there = refusal("nvme,io-threads=2,io-affinity=99999");
+    let told = "io-affinity=99999: CPU 99999 is not there for berth; allowed: ";
+    assert!(not_there.starts_with(told), "{not_there}");
+    assert_eq!(
+        refusal(&format!("nvme,io-affinity={cpu}")),
+        "io-affinity is for io-threads= only; the machine's I/O threads have --io-affinity"
     );
 }

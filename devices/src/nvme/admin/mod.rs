@@ -7,6 +7,7 @@ mod events;
 mod features;
 mod identify;
 mod log;
+mod moves;
 mod queues;
 
 use std::collections::BTreeSet;
@@ -150,11 +151,14 @@ impl Admin {
     /// Does whatever there is to do.
     pub fn service(&mut self, controller: &Controller) {
         for event in controller.core().take_events() {
-            self.handle(controller, &event);
+            self.handle(controller, event);
         }
         self.follow_registers(controller);
         self.note_changes(controller);
         let more = self.serve(controller);
+        if let State::Enabled(_) = self.state {
+            self.io.rebalance(controller);
+        }
         if let State::Enabled(group) = &mut self.state {
             // Admin commands keep no table, and must keep no namespace that was removed.
             group.snapshots.refresh();
@@ -166,8 +170,8 @@ impl Admin {
         }
     }
 
-    fn handle(&mut self, controller: &Controller, event: &Event) {
-        match *event {
+    fn handle(&mut self, controller: &Controller, event: Event) {
+        match event {
             Event::SqDeleted { sqid } => {
                 self.io.sq_deleted(sqid);
                 self.finish(
@@ -187,6 +191,18 @@ impl Admin {
                     |pending: &Pending| pending.waiting == Waiting::Abort && pending.cid == cid;
                 // Bit 0 says that the command was not aborted.
                 self.finish(is_it, Ok(u32::from(!aborted)));
+            }
+            Event::CqGivenUp { group } => {
+                // A reset that has begun since takes these queues, too: nobody gets them.
+                if let State::Enabled(_) = self.state {
+                    self.io.moved(controller, group);
+                }
+            }
+            Event::CqKept { cqid } => {
+                // What waits for the queue must not come behind the reset.
+                if let State::Enabled(_) = self.state {
+                    self.io.kept(controller, cqid);
+                }
             }
             Event::Quiesced { thread } => {
                 if let State::Stopping { threads, then } = &mut self.state {
@@ -461,15 +477,16 @@ impl Admin {
             return Err(Status::ABORT_LIMIT_EXCEEDED.into());
         }
         // A queue that does not exist has no command to abort.
-        let Some(thread) = self.io.thread_of_sq(cdw10.sqid()) else {
+        let Some(cqid) = self.io.cq_of_sq(cdw10.sqid()) else {
             return Ok(Outcome::Done(1));
         };
-        controller.io_threads().thread(thread).send(Message::Abort {
+        let message = Message::Abort {
             core: Arc::clone(controller.core()),
             sqid: cdw10.sqid(),
             cid: cdw10.cid(),
             abort_cid: sqe.cid(),
-        });
+        };
+        self.io.tell_owner(controller, cqid, message);
         Ok(Outcome::Later(Waiting::Abort))
     }
 
@@ -537,6 +554,7 @@ impl Admin {
                 commands: group.sqs.iter().flatten().map(commands).sum(),
                 completions: group.cq_stats.completions.get(),
                 interrupts: group.cq_stats.interrupts.get(),
+                moves: group.cq_stats.moves.get(),
             });
         }
         queues.extend(self.io.info(controller));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::controller::Controller;
 use super::super::doorbell::DoorbellId;
 use super::super::error::CommandError;
-use super::super::io::Message;
+use super::super::io::{Message, Seat};
 use super::super::prp::PAGE;
 use super::super::queue::{CQE_SIZE, CompletionQueue, SQE_SIZE, SubmissionQueue};
 use super::super::spec::{CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, Sqe, Status};
@@ -15,32 +15,50 @@ use super::features::Features;
 use super::log::Totals;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Life {
+pub(super) enum Life {
     Alive,
     Deleting,
 }
 
 #[derive(Debug)]
-struct Sq {
-    cqid: u16,
+pub(super) struct Sq {
+    pub cqid: u16,
     entries: u32,
     stats: Arc<SqStats>,
-    life: Life,
+    pub life: Life,
+}
+
+/// Who has a completion queue.
+#[derive(Debug)]
+pub(super) enum At {
+    /// An I/O thread.
+    Thread,
+    /// It was asked of its thread, or is on its way from there. What is to be told to the thread that
+    /// has it in the end waits here.
+    Moving(Vec<Message>),
 }
 
 #[derive(Debug)]
-struct Cq {
-    thread: usize,
+pub(super) struct Cq {
+    /// The I/O thread that serves it, or did last.
+    pub thread: usize,
+    /// Where it counts: ahead of `thread` while it moves.
+    pub seat: Seat,
+    pub at: At,
+    /// The loads, by their version, with which it could not move.
+    pub kept: Option<u64>,
     vector: Option<u16>,
-    stats: Arc<CqStats>,
-    life: Life,
+    pub stats: Arc<CqStats>,
+    pub life: Life,
 }
 
 /// The I/O queues that exist. Each is owned by an I/O thread; here is what the admin queue needs.
 #[derive(Debug, Default)]
 pub struct IoQueues {
-    sqs: BTreeMap<u16, Sq>,
-    cqs: BTreeMap<u16, Cq>,
+    pub(super) sqs: BTreeMap<u16, Sq>,
+    pub(super) cqs: BTreeMap<u16, Cq>,
+    // The loads, by their count of changes, with which no queue was to move.
+    pub(super) even: Option<u64>,
     // Of queues that are gone.
     totals: Totals,
 }
@@ -65,6 +83,7 @@ impl IoQueues {
         self.totals = self.totals();
         self.sqs.clear();
         self.cqs.clear();
+        self.even = None;
     }
 
     /// Create I/O Completion Queue.
@@ -91,7 +110,8 @@ impl IoQueues {
         let core = controller.core();
         let vector = cdw11.ien().then_some(cdw11.iv());
         let queue = CompletionQueue::new(&core.ram, qid, sqe.prp1, entries, vector)?;
-        let thread = controller.io_threads().assign();
+        let seat = controller.io_threads().balance().seat();
+        let thread = seat.thread();
         let stats = Arc::new(CqStats::default());
         core.doorbells.open(DoorbellId::cq(qid), entries, thread);
         controller.io_threads().thread(thread).send(Message::AddCq {
@@ -105,6 +125,9 @@ impl IoQueues {
             qid,
             Cq {
                 thread,
+                seat,
+                at: At::Thread,
+                kept: None,
                 vector,
                 stats,
                 life,
@@ -130,7 +153,7 @@ impl IoQueues {
         if cqid == 0 || cqid > features.max_cqid() {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.into());
         }
-        let cq = self.cqs.get(&cqid).filter(|cq| cq.life == Life::Alive);
+        let cq = self.cqs.get_mut(&cqid).filter(|cq| cq.life == Life::Alive);
         let cq = cq.ok_or(Status::INVALID_COMPLETION_QUEUE)?;
         if !(1..=features.max_sqid()).contains(&qid) || self.sqs.contains_key(&qid) {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.into());
@@ -141,13 +164,14 @@ impl IoQueues {
         let queue = SubmissionQueue::new(&core.ram, qid, sqe.prp1, entries)?;
         let stats = Arc::new(SqStats::default());
         core.doorbells.open(DoorbellId::sq(qid), entries, cq.thread);
-        let thread = controller.io_threads().thread(cq.thread);
-        thread.send(Message::AddSq {
+        cq.seat.add_sq();
+        let message = Message::AddSq {
             core: Arc::clone(core),
             queue,
             cqid,
             stats: Arc::clone(&stats),
-        });
+        };
+        cq.tell(controller, message);
         controller.add_doorbell_event(DoorbellId::sq(qid), cq.thread);
         let life = Life::Alive;
         self.sqs.insert(
@@ -172,17 +196,15 @@ impl IoQueues {
         let sq = self.sqs.get_mut(&sqid).filter(|sq| sq.life == Life::Alive);
         let sq = sq.ok_or(Status::INVALID_QUEUE_IDENTIFIER)?;
         sq.life = Life::Deleting;
-        let thread = self.cqs.get(&sq.cqid).map_or(0, |cq| cq.thread);
+        let cqid = sq.cqid;
         let core = controller.core();
         core.doorbells.remove_event(DoorbellId::sq(sqid));
         core.doorbells.close(DoorbellId::sq(sqid));
-        controller
-            .io_threads()
-            .thread(thread)
-            .send(Message::DeleteSq {
-                core: Arc::clone(core),
-                sqid,
-            });
+        let message = Message::DeleteSq {
+            core: Arc::clone(core),
+            sqid,
+        };
+        self.tell_owner(controller, cqid, message);
         Ok(sqid)
     }
 
@@ -190,6 +212,9 @@ impl IoQueues {
     pub fn sq_deleted(&mut self, sqid: u16) {
         if let Some(sq) = self.sqs.remove(&sqid) {
             self.totals.add(&sq.stats);
+            if let Some(cq) = self.cqs.get_mut(&sq.cqid) {
+                cq.seat.remove_sq();
+            }
         }
     }
 
@@ -208,11 +233,11 @@ impl IoQueues {
         let core = controller.core();
         core.doorbells.remove_event(DoorbellId::cq(cqid));
         core.doorbells.close(DoorbellId::cq(cqid));
-        let thread = controller.io_threads().thread(cq.thread);
-        thread.send(Message::DeleteCq {
+        let message = Message::DeleteCq {
             core: Arc::clone(core),
             cqid,
-        });
+        };
+        cq.tell(controller, message);
         Ok(cqid)
     }
 
@@ -221,10 +246,9 @@ impl IoQueues {
         self.cqs.remove(&cqid);
     }
 
-    /// Index of the I/O thread that owns a submission queue.
-    pub fn thread_of_sq(&self, sqid: u16) -> Option<usize> {
-        let sq = self.sqs.get(&sqid)?;
-        Some(self.cqs.get(&sq.cqid)?.thread)
+    /// Identifier of the completion queue that a submission queue feeds.
+    pub fn cq_of_sq(&self, sqid: u16) -> Option<u16> {
+        Some(self.sqs.get(&sqid)?.cqid)
     }
 
     /// Has the kernel signal all doorbells from now on.
@@ -232,9 +256,9 @@ impl IoQueues {
         for (&qid, cq) in &self.cqs {
             controller.add_doorbell_event(DoorbellId::cq(qid), cq.thread);
         }
-        for &qid in self.sqs.keys() {
-            if let Some(thread) = self.thread_of_sq(qid) {
-                controller.add_doorbell_event(DoorbellId::sq(qid), thread);
+        for (&qid, sq) in &self.sqs {
+            if let Some(cq) = self.cqs.get(&sq.cqid) {
+                controller.add_doorbell_event(DoorbellId::sq(qid), cq.thread);
             }
         }
     }
@@ -261,6 +285,7 @@ impl IoQueues {
                 commands: sq.stats.commands.get(),
                 completions: cq.stats.completions.get(),
                 interrupts: cq.stats.interrupts.get(),
+                moves: cq.stats.moves.get(),
             })
         };
         self.sqs.iter().filter_map(info).collect()

@@ -1,5 +1,6 @@
 //! I/O threads: one thread owns a completion queue and every submission queue that feeds it.
 
+mod balance;
 mod command;
 mod polling;
 #[cfg(test)]
@@ -10,23 +11,29 @@ mod steady;
 mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::affinity;
 use crate::ram::GuestRam;
 use crate::storage::{Engine, EngineKind, EngineStats};
 use crate::subsystem::Namespace;
 
 use super::core::Core;
 use super::doorbell::Shadow;
+use super::group::Group;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::stats::{CqStats, SqStats, ThreadStats};
 use super::sync::Sleeper;
+use balance::{Balance, Load};
 use worker::Worker;
+
+pub(super) use balance::Seat;
 
 /// What the admin queue's owner tells an I/O thread. Messages are handled in order, and before any
 /// doorbell that the guest rang because of them.
@@ -49,6 +56,11 @@ pub(super) enum Message {
     DeleteSq { core: Arc<Core>, sqid: u16 },
     /// Forget the queue, which no submission queue feeds any more, tell `CqDeleted`.
     DeleteCq { core: Arc<Core>, cqid: u16 },
+    /// Let go of a completion queue with its submission queues, so that another thread can serve them;
+    /// tell `CqGivenUp`, or `CqKept` if commands in flight take too long.
+    GiveUp { core: Arc<Core>, cqid: u16 },
+    /// Take over a completion queue with its submission queues from another thread.
+    Adopt { group: Box<Group> },
     /// Doorbell values are in these buffers from now on.
     StartShadow {
         core: Arc<Core>,
@@ -85,10 +97,12 @@ pub(super) struct Shared {
     // Lets the thread look without the lock.
     mail: AtomicBool,
     stats: ThreadStats,
+    // How long a queue that is to move takes no commands.
+    move_limit: Duration,
 }
 
 impl Shared {
-    fn new(index: usize) -> io::Result<Self> {
+    fn new(index: usize, move_limit: Duration) -> io::Result<Self> {
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         Ok(Self {
             index,
@@ -98,6 +112,7 @@ impl Shared {
             messages: Mutex::default(),
             mail: AtomicBool::new(false),
             stats: ThreadStats::default(),
+            move_limit,
         })
     }
 
@@ -143,6 +158,7 @@ struct Thread {
     shared: Arc<Shared>,
     engine: EngineKind,
     engine_stats: Arc<EngineStats>,
+    cpus: Vec<usize>,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -156,10 +172,33 @@ pub enum MemoryLock {
     On,
 }
 
+/// How I/O threads are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IoThreadsConfig {
+    /// How many, at least one.
+    pub count: usize,
+    /// CPUs that they are bound to, around again if there are more threads; none if they run wherever
+    /// the process may.
+    pub cpus: Vec<usize>,
+    /// Whether guest memory is registered with each.
+    pub memory_lock: MemoryLock,
+}
+
+impl IoThreadsConfig {
+    /// So many threads, with nothing special.
+    pub fn of(count: usize) -> Self {
+        Self {
+            count,
+            cpus: Vec::new(),
+            memory_lock: MemoryLock::Off,
+        }
+    }
+}
+
 /// The I/O threads of a machine, shared by its controllers. They end when the last user is gone.
 pub struct IoThreads {
     threads: Vec<Thread>,
-    next: AtomicUsize,
+    balance: Arc<Balance>,
     ram: GuestRam,
     memory_lock: MemoryLock,
 }
@@ -176,36 +215,62 @@ impl IoThreads {
     /// # Errors
     /// A thread or its I/O engine cannot be made.
     pub fn new(count: usize, ram: &GuestRam) -> io::Result<Arc<Self>> {
-        Self::with_memory(count, ram, MemoryLock::Off)
+        Self::with(&IoThreadsConfig::of(count), ram)
     }
 
-    /// Starts `count` threads (at least one), with guest memory locked or not.
+    /// Starts threads.
     ///
     /// # Errors
-    /// As [`IoThreads::new`]; and guest memory cannot be locked, see
-    /// [`LockError`](crate::storage::LockError).
-    pub fn with_memory(
+    /// As for [`IoThreads::new`]; a thread cannot be bound to its CPU; or guest memory cannot be locked,
+    /// see [`LockError`](crate::storage::LockError).
+    pub fn with(config: &IoThreadsConfig, ram: &GuestRam) -> io::Result<Arc<Self>> {
+        Self::start(config, ram, worker::MOVE_LIMIT)
+    }
+
+    /// With another limit for queues that are to move.
+    #[cfg(test)]
+    pub(super) fn with_move_limit(
         count: usize,
         ram: &GuestRam,
-        memory_lock: MemoryLock,
+        limit: Duration,
     ) -> io::Result<Arc<Self>> {
-        let threads = (0..count.max(1))
-            .map(|index| start(index, ram.clone(), memory_lock))
+        Self::start(&IoThreadsConfig::of(count), ram, limit)
+    }
+
+    fn start(
+        config: &IoThreadsConfig,
+        ram: &GuestRam,
+        move_limit: Duration,
+    ) -> io::Result<Arc<Self>> {
+        let count = config.count.max(1);
+        let lock = config.memory_lock;
+        let mut cpus = config.cpus.iter().copied().cycle();
+        let threads = (0..count)
+            .map(|index| {
+                let engine = engine(ram.clone(), lock)?;
+                start(index, engine, cpus.next(), move_limit)
+            })
             .collect::<io::Result<_>>()?;
         Ok(Arc::new(Self {
             threads,
-            next: AtomicUsize::new(0),
+            balance: Arc::new(Balance::new(count)),
             ram: ram.clone(),
-            memory_lock,
+            memory_lock: lock,
         }))
     }
 
-    /// Starts `count` other threads for the same guest, made like these.
+    /// Starts `count` other threads for the same guest, with its memory locked if that of these is, bound
+    /// to `cpus` in turn.
     ///
     /// # Errors
-    /// As [`IoThreads::with_memory`].
-    pub fn like_these(&self, count: usize) -> io::Result<Arc<Self>> {
-        Self::with_memory(count, &self.ram, self.memory_lock)
+    /// As [`IoThreads::with`].
+    pub fn like_these(&self, count: usize, cpus: &[usize]) -> io::Result<Arc<Self>> {
+        let config = IoThreadsConfig {
+            count,
+            cpus: cpus.to_vec(),
+            memory_lock: self.memory_lock,
+        };
+        Self::with(&config, &self.ram)
     }
 
     /// Number of threads.
@@ -213,9 +278,9 @@ impl IoThreads {
         self.threads.len()
     }
 
-    /// Chooses the thread for a new completion queue.
-    pub(super) fn assign(&self) -> usize {
-        self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len()
+    /// How the queues are spread over the threads.
+    pub(super) fn balance(&self) -> &Arc<Balance> {
+        &self.balance
     }
 
     /// The thread with this index; the first one if there is none.
@@ -239,7 +304,9 @@ impl IoThreads {
 
     /// The threads' counters.
     pub fn info(&self) -> Vec<IoThreadInfo> {
-        self.threads.iter().map(Thread::info).collect()
+        let loads = self.balance.loads();
+        let threads = self.threads.iter().zip(loads);
+        threads.map(|(thread, load)| thread.info(load)).collect()
     }
 }
 
@@ -258,11 +325,15 @@ impl Drop for IoThreads {
 }
 
 impl Thread {
-    fn info(&self) -> IoThreadInfo {
+    fn info(&self, load: Load) -> IoThreadInfo {
         let stats = &self.shared.stats;
         let engine = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         IoThreadInfo {
             index: self.shared.index,
+            cpus: self.cpus.clone(),
+            completion_queues: load.cqs,
+            submission_queues: load.sqs,
+            moves: stats.moves.get(),
             sleeps: stats.sleeps.get(),
             doorbell_wakeups: stats.doorbell_wakeups.get(),
             kicks: stats.kicks.get(),
@@ -285,6 +356,14 @@ impl Thread {
 pub struct IoThreadInfo {
     /// Index of the thread.
     pub index: usize,
+    /// CPUs that it may run on, as of its start.
+    pub cpus: Vec<usize>,
+    /// I/O completion queues that it has or is about to get, over all controllers.
+    pub completion_queues: u32,
+    /// I/O submission queues that feed these.
+    pub submission_queues: u32,
+    /// Completion queues that came from another thread so far.
+    pub moves: u64,
     /// Times it slept.
     pub sleeps: u64,
     /// Times it was woken by a doorbell's kernel event.
@@ -313,21 +392,50 @@ pub struct IoThreadInfo {
     pub registered_memory: u64,
 }
 
-fn start(index: usize, ram: GuestRam, memory_lock: MemoryLock) -> io::Result<Thread> {
-    let shared = Arc::new(Shared::new(index)?);
+fn engine(ram: GuestRam, memory_lock: MemoryLock) -> io::Result<Engine> {
     let mut engine = Engine::new(ram)?;
     if memory_lock == MemoryLock::On {
         engine.register_memory().map_err(io::Error::other)?;
     }
+    Ok(engine)
+}
+
+fn start(
+    index: usize,
+    engine: Engine,
+    cpu: Option<usize>,
+    move_limit: Duration,
+) -> io::Result<Thread> {
+    let shared = Arc::new(Shared::new(index, move_limit)?);
     let (kind, engine_stats) = (engine.kind(), engine.stats());
     let mut worker = Worker::new(Arc::clone(&shared), engine)?;
+    let (tell, told) = mpsc::sync_channel(1);
     let handle = std::thread::Builder::new()
         .name(format!("io{index}"))
-        .spawn(move || worker.run())?;
+        .spawn(move || {
+            let bound = bind(cpu);
+            let starts = bound.is_ok();
+            // Whoever starts the thread waits for it.
+            let _ = tell.send(bound);
+            if starts {
+                worker.run();
+            }
+        })?;
+    // The thread tells before anything can go wrong with it.
+    let cpus = told.recv().map_err(io::Error::other)??;
     Ok(Thread {
         shared,
         engine: kind,
         engine_stats,
+        cpus,
         handle: Some(handle),
     })
+}
+
+/// Binds the calling thread to a CPU, if one is given. What it may run on then.
+fn bind(cpu: Option<usize>) -> io::Result<Vec<usize>> {
+    if let Some(cpu) = cpu {
+        affinity::pin(cpu)?;
+    }
+    affinity::allowed()
 }

@@ -1,9 +1,10 @@
-//! The protocol between those who change an attachment table and the I/O threads that use it, run in
-//! every order that the memory model allows (loom).
+//! The protocol between those who change an attachment table and the I/O threads that use it, and that
+//! by which a queue goes from one I/O thread to another, run in every order that the memory model
+//! allows (loom).
 //!
 //! Real here: the subsystem with its tables and namespaces, [`Tables`] and [`Snapshots`] (what is
 //! current, what commands still use, when a namespace is let go of), [`Sleeper`] (no wake-up is
-//! missed) and [`Slots`] (late completions name nothing). Stand-ins: an I/O thread's loop that makes
+//! missed), [`Owner`] (no ring is lost) and [`Slots`] (late completions name nothing). Stand-ins: an I/O thread's loop that makes
 //! their calls in the order of `Worker` without queues and storage, loom's lock around messages, and
 //! loom's notifications for event file descriptors.
 //!
@@ -21,7 +22,7 @@ use loom::thread;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::snapshots::{Epoch, Snapshots, Tables};
-use super::super::sync::{Atomics, Place, Sleeper};
+use super::super::sync::{Atomics, Owner, Place, Sleeper};
 use super::slots::{Key, Slots};
 use crate::storage::{Backend, Cancel, Engine, Request, Submitted, Token};
 use crate::subsystem::{
@@ -40,6 +41,10 @@ impl Atomics for Loom {
 
     fn load(number: &AtomicU64) -> u64 {
         number.load(Ordering::Acquire)
+    }
+
+    fn store(number: &AtomicU64, value: u64) {
+        number.store(value, Ordering::Relaxed);
     }
 
     fn bump(number: &AtomicU64) {
@@ -642,4 +647,58 @@ fn the_next_namespace_has_nothing_of_the_one_before_it() {
         shared.complete(key);
         machine.end(&closed);
     });
+}
+
+/// A queue's doorbell, and the message by which an I/O thread gets the queue.
+#[derive(Default)]
+struct Move {
+    owner: Owner<Loom>,
+    value: AtomicUsize,
+    adopted: loom::sync::Mutex<bool>,
+}
+
+const NEW_OWNER: u64 = 1;
+
+impl Move {
+    /// A vCPU rings. Whether it found the new owner; the old one ignores it.
+    fn ring(&self) -> bool {
+        self.value.store(1, Ordering::Relaxed);
+        self.owner.to_tell() == NEW_OWNER
+    }
+
+    /// The admin queue's owner passes the queue on.
+    fn hand_over(&self) {
+        self.owner.replace(NEW_OWNER);
+        *self.adopted.lock().unwrap() = true;
+    }
+
+    /// The new owner's one look at the doorbell, if it has got the queue by now. Whether it was rung.
+    fn look(&self) -> Option<bool> {
+        let adopted = *self.adopted.lock().unwrap();
+        adopted.then(|| self.value.load(Ordering::Relaxed) == 1)
+    }
+}
+
+#[test]
+fn a_ring_while_a_queue_moves_is_told_to_its_new_owner_or_seen_by_it() {
+    // By how many of the two it was noticed.
+    let ends = Arc::new([(); 3].map(|()| AtomicU32::new(0)));
+    let all = Arc::clone(&ends);
+    explore(4, move || {
+        let queue = Arc::new(Move::default());
+        let (adopting, ringing) = (Arc::clone(&queue), Arc::clone(&queue));
+        let thread = thread::spawn(move || adopting.look());
+        let vcpu = thread::spawn(move || ringing.ring());
+        queue.hand_over();
+        let told = vcpu.join().unwrap();
+        let Some(seen) = thread.join().unwrap() else {
+            return;
+        };
+        assert!(told || seen, "lost");
+        ends[usize::from(told) + usize::from(seen)].fetch_add(1, Ordering::Relaxed);
+    });
+    let [_, one, both] = &*all;
+    for count in [one, both] {
+        assert!(count.load(Ordering::Relaxed) > 0);
+    }
 }

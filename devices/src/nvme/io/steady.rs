@@ -77,7 +77,7 @@ impl Driver {
     fn new(kind: BackendKind) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
         let ram = GuestRam::new(memory);
-        let shared = Arc::new(Shared::new(0).unwrap());
+        let shared = Arc::new(Shared::new(0, Duration::ZERO).unwrap());
         let engine = Engine::new(ram.clone()).unwrap();
         let worker = Worker::new(Arc::clone(&shared), engine).unwrap();
         let core = Self::core(&ram, kind);

@@ -1,5 +1,7 @@
 //! The loop of an I/O thread: reap → fetch → check → submit → complete → one interrupt a batch.
 
+mod moving;
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
@@ -22,6 +24,9 @@ use super::command::{self, Kind};
 use super::polling::Polling;
 use super::slots::{Key, Slots};
 use super::{Message, Shared};
+use moving::Leaving;
+
+pub(super) use moving::MOVE_LIMIT;
 
 /// Commands fetched from one queue before the next queue has its turn.
 const BATCH: usize = 64;
@@ -76,6 +81,8 @@ pub struct Worker {
     in_flight: Slots<InFlight>,
     // Controllers whose queues are being dropped.
     resets: Vec<Arc<Core>>,
+    // Groups that another thread is to have.
+    leaving: Vec<Leaving>,
     polling: Polling,
     // Reused from command to command.
     completions: Vec<Completion>,
@@ -103,6 +110,7 @@ impl Worker {
             groups: Vec::new(),
             in_flight: Slots::default(),
             resets: Vec::new(),
+            leaving: Vec::new(),
             polling: Polling::default(),
             completions: Vec::new(),
             data: Vec::new(),
@@ -133,6 +141,7 @@ impl Worker {
         if self.take_messages() == Run::Stop {
             return Turn::Stop;
         }
+        self.keep_late();
         let reaped = self.reap();
         let fetched = self.serve_queues();
         self.engine.kick();
@@ -175,6 +184,12 @@ impl Worker {
             }
             Message::DeleteSq { core, sqid } => self.delete_sq(&core, sqid),
             Message::DeleteCq { core, cqid } => self.delete_cq(&core, cqid),
+            Message::GiveUp { core, cqid } => self.give_up(&core, cqid),
+            // Its doorbells are looked at before the thread sleeps, whoever was rung for them.
+            Message::Adopt { group } => {
+                self.shared.stats.moves.add(1);
+                self.add_group(*group);
+            }
             Message::StartShadow { core, shadow } => {
                 for group in self.groups.iter_mut().flatten() {
                     if same(&group.core, &core) {
@@ -365,7 +380,7 @@ impl Worker {
             .filter(|sq| sq.state == State::Deleting && sq.in_flight == 0)
             .map(|sq| sq.queue.id());
         if let Some(sqid) = deleted
-            && group.state == State::Running
+            && group.state != State::Resetting
         {
             group.sqs[sq] = None;
             // The guest must find the queue's last completions before it hears of the deletion.
@@ -376,6 +391,7 @@ impl Worker {
             self.groups[index] = None;
             self.sweep_resets();
         }
+        self.leave_if_idle(index);
     }
 
     /// Tells the controllers whose last queue is gone.
@@ -439,6 +455,7 @@ impl Worker {
         for index in 0..self.groups.len() {
             let mine = |group: &Group| same(&group.core, core);
             if self.groups[index].as_ref().is_some_and(mine) {
+                self.forget_move(index);
                 self.cancel_where(|command| command.group == index, Status::ABORT_REQUESTED);
                 self.sweep(index, 0);
             }
@@ -529,11 +546,7 @@ impl Worker {
     }
 
     fn wait(&mut self) {
-        let timeout = if self.resets.is_empty() {
-            -1
-        } else {
-            RESET_NOTICE_MS
-        };
+        let timeout = self.sleep_limit();
         let mut events = [EpollEvent::default(); 4];
         self.shared.stats.sleeps.add(1);
         let start = Instant::now();
@@ -544,7 +557,7 @@ impl Worker {
             // A signal; the loop looks at everything anyway.
             Err(_) => return,
         };
-        if count == 0 {
+        if count == 0 && !self.is_any_leaving() {
             self.notice_slow_resets();
         }
         for event in &events[..count] {

@@ -57,11 +57,23 @@ impl Machine {
     }
 
     pub fn with(shared: bool, threads: usize) -> Arc<Self> {
+        Self::with_threads(shared, |ram| IoThreads::new(threads, ram))
+    }
+
+    /// With I/O threads that give up moving a queue after `limit`.
+    pub fn with_move_limit(threads: usize, limit: Duration) -> Arc<Self> {
+        Self::with_threads(true, |ram| IoThreads::with_move_limit(threads, ram, limit))
+    }
+
+    fn with_threads(
+        shared: bool,
+        threads: impl FnOnce(&GuestRam) -> std::io::Result<Arc<IoThreads>>,
+    ) -> Arc<Self> {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_SIZE)]).unwrap();
         let ram = GuestRam::new(memory);
         Arc::new(Self {
             subsystem: subsystem("subsys0", shared),
-            io_threads: IoThreads::new(threads, &ram).unwrap(),
+            io_threads: threads(&ram).unwrap(),
             ram,
             next_page: AtomicU64::new(1),
             next_bar: AtomicU64::new(BAR),

@@ -21,6 +21,12 @@ impl Mailbox {
     pub fn complete(&self, completion: Completion) {
         self.0.post(|state| state.mail.push(completion));
     }
+
+    /// Whether both lead to the same engine.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// Tells an engine that the backend of an image that it used is gone.

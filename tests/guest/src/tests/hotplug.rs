@@ -109,6 +109,17 @@ fn slots(mask: u32) -> impl Iterator<Item = usize> {
     (0..SLOTS).filter(move |slot| mask >> slot & 1 != 0)
 }
 
+/// Slots whose function the host wants back.
+pub fn to_remove() -> impl Iterator<Item = usize> {
+    slots(crate::io::in32(REMOVAL))
+}
+
+/// Gives a slot's function back.
+pub fn let_go(slot: usize) {
+    crate::io::out32(EJECT, 1 << slot);
+    println!("EJECTED {slot}");
+}
+
 pub fn run(_machine: &Machine) -> Outcome {
     let mut paths = [const { None::<Path> }; SLOTS];
     for function in pci::controllers() {
@@ -129,7 +140,7 @@ pub fn run(_machine: &Machine) -> Outcome {
                 }
             }
         }
-        for slot in slots(crate::io::in32(REMOVAL)) {
+        for slot in to_remove() {
             match paths[slot].take() {
                 Some(path) if path.present() => path.close()?,
                 // Pulled since its last read.
@@ -139,8 +150,7 @@ pub fn run(_machine: &Machine) -> Outcome {
                 }
                 None => {}
             }
-            crate::io::out32(EJECT, 1 << slot);
-            println!("EJECTED {slot}");
+            let_go(slot);
             quiet = Deadline::after_ms(QUIET_MS);
         }
         for slot in slots(crate::io::in32(INSERTED)) {

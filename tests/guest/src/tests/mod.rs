@@ -10,6 +10,7 @@ mod identify;
 mod interrupts;
 mod io;
 mod machine;
+mod moves;
 mod queues;
 mod registers;
 mod reset;
@@ -100,6 +101,7 @@ const TESTS: &[Test] = &[
     test("hostile", hostile::run),
     named_only("bench", bench::run),
     named_only("hotplug", hotplug::run),
+    named_only("moves", moves::run),
     named_only("reboot", machine::reboot),
     named_only("triplefault", machine::triple_fault),
     named_only("pagefault", machine::page_fault),
