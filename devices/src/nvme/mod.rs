@@ -10,6 +10,7 @@
 
 mod admin;
 mod attached;
+mod coalescing;
 mod controller;
 mod core;
 mod doorbell;

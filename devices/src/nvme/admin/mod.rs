@@ -255,7 +255,7 @@ impl Admin {
         core.doorbells.reset();
         self.events = AsyncEvents::default();
         self.features = Features::new(controller.config().max_ioqpairs);
-        core.set_write_through(false);
+        self.features.apply(core);
         match std::mem::replace(&mut self.state, State::Disabled) {
             State::Enabled(_) => self.stop_queues(controller, Then::Disabled),
             // The threads are at it already.
@@ -441,8 +441,9 @@ impl Admin {
         namespaces: &Namespaces<'_>,
     ) -> Result<u32, CommandError> {
         let result = self.features.set(sqe, namespaces, !self.io.is_empty())?;
-        let write_through = !self.features.write_cache();
-        controller.core().set_write_through(write_through);
+        self.features.apply(controller.core());
+        // Interrupts that wait are judged by what is set now.
+        controller.io_threads().wake_all();
         self.events.keep_wanted(self.features.async_events);
         if self.features.temperature_warning() {
             self.events
@@ -603,9 +604,9 @@ fn enable(
     let core = controller.core();
     let sq = SubmissionQueue::new(&core.ram, 0, asq, sq_entries)?;
     let cq = CompletionQueue::new(&core.ram, 0, acq, cq_entries, Some(0))?;
-    let mut group = Group::new(Arc::clone(core), cq, Arc::new(CqStats::default()));
-    group.add_sq(sq, Arc::new(SqStats::default()));
     core.doorbells.open(DoorbellId::sq(0), sq_entries, 0);
     core.doorbells.open(DoorbellId::cq(0), cq_entries, 0);
+    let mut group = Group::new(Arc::clone(core), cq, Arc::new(CqStats::default()));
+    group.add_sq(sq, Arc::new(SqStats::default()));
     Ok(group)
 }

@@ -4,6 +4,7 @@
 // Test code writes out the numbers it casts.
 #![allow(clippy::cast_possible_truncation)]
 
+mod coalescing;
 mod fakes;
 mod features;
 mod full;
