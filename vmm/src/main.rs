@@ -1,6 +1,7 @@
 //! berth: a minimal virtual machine monitor with NVMe built in.
 
 mod cli;
+mod coalesced;
 mod commands;
 mod console;
 mod control;

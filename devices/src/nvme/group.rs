@@ -23,6 +23,15 @@ pub enum State {
     Resetting,
 }
 
+/// How the guest's completion queue heads come when it shadows no doorbells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heads {
+    /// They may be kept until somebody asks.
+    Kept,
+    /// Each leaves the guest, so that the thread can be told of it.
+    Told,
+}
+
 /// A submission queue and its commands.
 #[derive(Debug)]
 pub struct Sq {
@@ -61,6 +70,7 @@ pub struct Group {
     // Completions posted since the last interrupt.
     untold: Untold,
     cq_event_index: Option<u32>,
+    heads: Heads,
     // The guest's head could not be when last looked at.
     bad_head: bool,
 }
@@ -80,6 +90,7 @@ impl Group {
             state: State::Running,
             untold: Untold::default(),
             cq_event_index: None,
+            heads: Heads::Kept,
             bad_head: false,
         };
         group.refresh_head();
@@ -192,7 +203,25 @@ impl Group {
         if self.cq.free() == 0 {
             self.refresh_head();
         }
+        if self.cq.free() == 0 && self.shadow.is_none() {
+            self.core.doorbells.take_all_kept();
+            self.refresh_head();
+        }
+        if self.heads == Heads::Told {
+            self.keep_heads();
+        }
         self.cq.free() > 0
+    }
+
+    /// Lets heads be kept again once the guest has taken half of the queue: the change is costly, and
+    /// a queue that was just full will soon be.
+    fn keep_heads(&mut self) {
+        let free = self.cq.free();
+        if free > 0 && free >= self.cq.capacity() / 2 {
+            self.heads = Heads::Kept;
+            let id = DoorbellId::cq(self.cq.id());
+            self.core.doorbells.resume_coalescing(id);
+        }
     }
 
     /// Looks at the guest's head. Its event index is left one lap away: with MSI-X nothing but a full
@@ -351,6 +380,11 @@ impl Group {
     /// Asks to be told when the guest takes a completion; `true` if it did already.
     fn wait_for_room(&mut self) -> bool {
         let id = DoorbellId::cq(self.cq.id());
+        if self.shadow.is_none() && self.heads == Heads::Kept {
+            // First, or a head that is kept would be told to nobody.
+            self.core.doorbells.pause_coalescing(id);
+            self.heads = Heads::Told;
+        }
         if let Some(bell) = self.core.doorbells.get(id) {
             bell.wait_for_room();
         }
@@ -388,7 +422,7 @@ mod tests {
 
     use super::*;
     use crate::interrupt::{MsiGroup, MsiMessage};
-    use crate::ioevent::IoEvents;
+    use crate::ioevent::{CoalescedWrites, IoEvents, WriteSink};
     use crate::nvme::doorbell::Doorbells;
     use crate::nvme::spec::Status;
     use crate::pci::msix::Msix;
@@ -416,6 +450,18 @@ mod tests {
         }
     }
 
+    impl CoalescedWrites for Nothing {
+        fn register(&self, _: u64, _: Arc<dyn WriteSink>) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn unregister(&self, _: u64) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn drain(&self) {}
+    }
+
     const SQ: u64 = 0x1000;
     const CQ: u64 = 0x2000;
     const VALUES: u64 = 0x3000;
@@ -431,7 +477,7 @@ mod tests {
     fn setup(sq_entries: u32, cq_entries: u32, shadow: bool) -> Setup {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
         let ram = GuestRam::new(memory);
-        let doorbells = Doorbells::new(2, Arc::new(Nothing));
+        let doorbells = Doorbells::new(2, Arc::new(Nothing), Arc::new(Nothing));
         doorbells.open(DoorbellId::sq(1), sq_entries, 0);
         doorbells.open(DoorbellId::cq(1), cq_entries, 0);
         if shadow {

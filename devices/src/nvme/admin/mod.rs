@@ -534,6 +534,7 @@ impl Admin {
                 io_thread: None,
                 vector: Some(0),
                 doorbell_exits: exits(DoorbellId::sq(0)) + exits(DoorbellId::cq(0)),
+                coalesced_doorbells: 0,
                 ioeventfd_wakeups: 0,
                 commands: group.sqs.iter().flatten().map(commands).sum(),
                 completions: group.cq_stats.completions.get(),

@@ -16,6 +16,7 @@ mod identity;
 mod info;
 mod interrupts;
 mod io;
+mod kept;
 mod logs;
 mod namespaces;
 mod queues;
