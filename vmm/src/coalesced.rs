@@ -16,6 +16,7 @@ use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 
 const PAGE: usize = 4096;
 /// Entries of the ring (KVM_COALESCED_MMIO_MAX).
+#[allow(clippy::cast_possible_truncation)] // fewer than a page has bytes
 const ENTRIES: u32 =
     ((PAGE - size_of::<kvm_coalesced_mmio_ring>()) / size_of::<kvm_coalesced_mmio>()) as u32;
 /// Bytes of a zone: a doorbell.

@@ -365,6 +365,8 @@ impl Controller {
 
     /// The controller as `info` shows it.
     pub fn info(&self) -> ControllerInfo {
+        // So that they are counted.
+        self.core.doorbells.take_all_kept();
         let admin = lock(&self.admin);
         let namespaces = self.core.table();
         ControllerInfo {

@@ -5,8 +5,10 @@
 //! What they share is small and in one place, the core: doorbells, interrupt vectors, the attachment
 //! table, and a mailbox in each direction.
 //!
-//! Lock order: admin → config space | registers | doorbell events | subsystem → changed list. No lock is
-//! held while an I/O thread works on a command, and none is shared between queues.
+//! Lock order: admin → config space | registers | doorbell events | subsystem → changed list; doorbell
+//! events → the machine's kept writes. No lock is held while an I/O thread works on a command, and none is
+//! shared between queues, but for those whose guest shadows no doorbells: whoever takes kept completion
+//! queue heads, a vCPU or a thread that finds no room, takes them for all.
 
 mod admin;
 mod attached;
