@@ -18,6 +18,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
+use crate::coalesced::CoalescedMmio;
+
 /// Pins of the IOAPIC; GSIs from here on are message-signalled.
 const IOAPIC_PINS: u32 = 24;
 /// IOAPIC pin of the ISA timer, whose GSI 0 the MADT overrides; the PC has nothing else there.
@@ -35,6 +37,7 @@ pub struct Interrupts {
     vm: Arc<VmFd>,
     table: Mutex<Table>,
     ioeventfds: AtomicUsize,
+    coalesced: Arc<CoalescedMmio>,
 }
 
 /// What devices hold of KVM. Nothing of a device that is gone may be left in it.
@@ -42,6 +45,8 @@ pub struct Interrupts {
 pub struct Held {
     /// Doorbells that KVM turns into events.
     pub ioeventfds: usize,
+    /// Doorbells whose writes KVM keeps.
+    pub coalesced: usize,
     /// Message-signalled GSIs that are reserved, routed or not.
     pub gsis: usize,
     /// Of these, those with a route and so an irqfd.
@@ -68,6 +73,7 @@ impl Interrupts {
     /// KVM refused them.
     pub fn new(vm: Arc<VmFd>) -> io::Result<Arc<Self>> {
         let interrupts = Arc::new(Self {
+            coalesced: Arc::new(CoalescedMmio::new(Arc::clone(&vm))),
             vm,
             table: Mutex::new(Table { gsis: Vec::new() }),
             ioeventfds: AtomicUsize::new(0),
@@ -86,9 +92,15 @@ impl Interrupts {
         let count = |which: fn(&Gsi) -> bool| table.gsis.iter().filter(|gsi| which(gsi)).count();
         Held {
             ioeventfds: self.ioeventfds.load(Ordering::Relaxed),
+            coalesced: self.coalesced.zones(),
             gsis: count(|gsi| *gsi != Gsi::Free),
             irqfds: count(|gsi| matches!(gsi, Gsi::Routed(_))),
         }
+    }
+
+    /// The writes that KVM keeps.
+    pub fn coalesced(&self) -> &Arc<CoalescedMmio> {
+        &self.coalesced
     }
 
     fn commit(&self, table: &Table) -> io::Result<()> {
@@ -411,6 +423,7 @@ mod tests {
             .unwrap();
         let held = |gsis, irqfds| Held {
             ioeventfds: 0,
+            coalesced: 0,
             gsis,
             irqfds,
         };

@@ -152,6 +152,7 @@ impl Machine {
         let shared = Shared {
             ports: Arc::new(Bus::new()),
             mmio: Arc::new(Bus::new()),
+            coalesced: Arc::clone(interrupts.coalesced()),
             ram,
             outcome: Arc::clone(&outcome),
         };
@@ -176,6 +177,9 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(first) = vcpus.first() {
             first.set_entry(&entry.cpu_state())?;
+            first
+                .attach(interrupts.coalesced())
+                .map_err(host("the ring of kept writes"))?;
         }
         let machine = Self {
             outcome,
@@ -317,6 +321,7 @@ fn registry(
         pci: pci_root(shared, config.memory)?,
         msi: Arc::new(Allocator(Arc::clone(interrupts))),
         io_events: Arc::clone(interrupts) as Arc<_>,
+        coalesced: Arc::clone(interrupts.coalesced()) as Arc<_>,
         io_threads,
         events,
     });

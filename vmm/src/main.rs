@@ -2,6 +2,7 @@
 
 mod affinity;
 mod cli;
+mod coalesced;
 mod commands;
 mod console;
 mod control;

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use devices::interrupt::MsiAllocator;
-use devices::ioevent::IoEvents;
+use devices::ioevent::{CoalescedWrites, IoEvents};
 use devices::nvme::{Controller, ControllerConfig, ControllerParts, IoThreads};
 use devices::pci::root::{PciRoot, bdf};
 use devices::ram::GuestRam;
@@ -41,6 +41,8 @@ pub struct Parts {
     pub msi: Arc<dyn MsiAllocator>,
     /// Their doorbells.
     pub io_events: Arc<dyn IoEvents>,
+    /// Their completion queues' doorbells.
+    pub coalesced: Arc<dyn CoalescedWrites>,
     /// The machine's I/O threads.
     pub io_threads: Arc<IoThreads>,
     /// Where controllers' admin work is done.
@@ -607,6 +609,7 @@ impl Registry {
             io_threads,
             msi,
             io_events: Arc::clone(&parts.io_events),
+            coalesced: Arc::clone(&parts.coalesced),
         };
         Ok(Controller::new(config, parts)?)
     }

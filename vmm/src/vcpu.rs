@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use boot::cpu::{CpuState, Segment};
 use devices::bus::Bus;
+use devices::ioevent::CoalescedWrites;
 use devices::ram::GuestRam;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
@@ -19,6 +20,7 @@ use kvm_bindings::{
 use kvm_ioctls::{KvmRunWrapper, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use crate::coalesced::CoalescedMmio;
 use crate::cpuid::Template;
 use crate::exit::{ExitReason, Outcome};
 use crate::kvm::{KvmError, refused};
@@ -35,6 +37,8 @@ pub struct Shared {
     pub ports: Arc<Bus>,
     /// Memory-mapped I/O.
     pub mmio: Arc<Bus>,
+    /// Writes that KVM keeps.
+    pub coalesced: Arc<CoalescedMmio>,
     /// Guest memory, to show the instruction that failed.
     pub ram: GuestRam,
     /// Where the end of the run is reported.
@@ -72,6 +76,14 @@ impl Vcpu {
             page,
             run_size,
         })
+    }
+
+    /// Makes the ring of the machine's kept writes known, which any vCPU can show.
+    ///
+    /// # Errors
+    /// It cannot be mapped.
+    pub fn attach(&self, coalesced: &CoalescedMmio) -> io::Result<()> {
+        coalesced.attach(&self.fd)
     }
 
     /// Lets this vCPU start in `state`. The others wait for the guest to start them.
@@ -268,13 +280,20 @@ impl Runner {
 
     /// Runs the guest until its next exit and handles that; a reason ends the machine.
     fn step(&mut self) -> Option<ExitReason> {
-        let Shared { ports, mmio, .. } = &self.shared;
+        let Shared {
+            ports,
+            mmio,
+            coalesced,
+            ..
+        } = &self.shared;
         let id = self.vcpu.id;
         let exit = match self.vcpu.fd.run() {
             Ok(exit) => exit,
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return None,
             Err(error) => return Some(failure(id, &format!("KVM_RUN failed: {error}"))),
         };
+        // What the guest wrote before this access comes before it.
+        coalesced.drain();
         match exit {
             VcpuExit::MmioWrite(address, data) => {
                 mmio.write(address, data);
@@ -391,7 +410,7 @@ mod tests {
     use boot::{Entry, layout};
     use devices::bus::BusDevice;
     use devices::interrupt::{MsiAllocator, MsiMessage};
-    use devices::ioevent::IoEvents;
+    use devices::ioevent::{IoEvents, WriteSink};
     use std::sync::Condvar;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -460,9 +479,11 @@ mod tests {
         memory::register(&vm, &ram).unwrap();
         let outcome = Arc::new(Outcome::new().unwrap());
         let recorder = Arc::new(Recorder::default());
+        let interrupts = Interrupts::new(Arc::clone(&vm)).unwrap();
         let shared = Shared {
             ports: Arc::new(Bus::new()),
             mmio: Arc::new(Bus::new()),
+            coalesced: Arc::clone(interrupts.coalesced()),
             ram,
             outcome: Arc::clone(&outcome),
         };
@@ -473,7 +494,7 @@ mod tests {
             .map(|id| Vcpu::new(&vm, id, &template).unwrap())
             .collect();
         vcpus[0].set_entry(&state).unwrap();
-        let interrupts = Interrupts::new(Arc::clone(&vm)).unwrap();
+        vcpus[0].attach(interrupts.coalesced()).unwrap();
         Some(Guest {
             threads: Threads::start(vcpus, &shared).unwrap(),
             outcome,
@@ -660,6 +681,107 @@ mod tests {
             *guest.recorder.writes.lock().unwrap(),
             [&[7][..], &[], &[2, 0]]
         );
+        assert!(guest.threads.stop(LIMIT).is_empty());
+    }
+
+    /// Keeps what was written where a test can see it.
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<u32>>);
+
+    impl WriteSink for Kept {
+        fn written(&self, value: u32) {
+            self.0.lock().unwrap().push(value);
+        }
+    }
+
+    /// Waits for input 2 at port 0x80, then counts down from `count` at the doorbell, writes it once
+    /// more with two bytes only, and ends with `last`.
+    fn many_doorbells(count: u32, last: &[u8]) -> Vec<u8> {
+        let mut code = vec![
+            0xe6, 0x80, // out 0x80, al
+            0xe4, 0x80, // in al, 0x80
+            0x3c, 0x02, // cmp al, 2
+            0x75, 0xfa, // jne to in
+            0xb9, // mov ecx, count
+        ];
+        code.extend(count.to_le_bytes());
+        code.extend([
+            0x89, 0x0d, 0x00, 0x00, 0x00, 0xd0, // mov [DOORBELL], ecx
+            0x49, // dec ecx
+            0x75, 0xf7, // jnz to mov
+            0x66, 0xa3, 0x02, 0x00, 0x00, 0xd0, // mov [DOORBELL + 2], ax
+        ]);
+        code.extend(last);
+        code.push(0xf4); // hlt
+        code
+    }
+
+    /// Has the doorbell's writes kept and lets the guest go on; `None` where KVM keeps none.
+    fn keep(guest: &Guest) -> Option<Arc<Kept>> {
+        guest.recorder.wait_for(1);
+        let kept = Arc::<Kept>::default();
+        let coalesced = guest.interrupts.coalesced();
+        match coalesced.register(DOORBELL, kept.clone()) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                println!("skipped: no KVM_CAP_COALESCED_MMIO");
+                return None;
+            }
+            registered => registered.unwrap(),
+        }
+        assert_eq!(guest.interrupts.held().coalesced, 1);
+        guest.recorder.write(0, &[]);
+        Some(kept)
+    }
+
+    #[test]
+    fn writes_that_are_kept_come_in_order_before_the_next_exit() {
+        // The second is more than the ring holds.
+        for count in [5u32, 1000] {
+            let code = many_doorbells(count, &[0xe6, 0x80]); // out 0x80, al
+            let Some(guest) = start(1, &code) else { return };
+            if let Some(kept) = keep(&guest) {
+                let ended = || guest.recorder.writes.lock().unwrap().last() == Some(&vec![2]);
+                let deadline = Instant::now() + LIMIT;
+                while !ended() {
+                    assert!(Instant::now() < deadline, "{:?}", guest.outcome.reason());
+                    thread::yield_now();
+                }
+                let kept = kept.0.lock().unwrap().clone();
+                let exits = guest.recorder.writes.lock().unwrap().clone();
+                // A ring that is full makes an exit of the next.
+                let told = exits
+                    .iter()
+                    .filter_map(|it| <[u8; 4]>::try_from(&it[..]).ok());
+                let told: Vec<_> = told.map(u32::from_le_bytes).collect();
+                assert!(told.len() <= count as usize / 100, "{told:?}");
+                assert!(kept.is_sorted_by(|a, b| a > b));
+                let mut values = [kept, told].concat();
+                values.sort_unstable();
+                assert!(values.into_iter().eq(1..=count));
+                let coalesced = guest.interrupts.coalesced();
+                coalesced.unregister(DOORBELL).unwrap();
+                assert_eq!(guest.interrupts.held().coalesced, 0);
+            }
+            assert!(guest.threads.stop(LIMIT).is_empty());
+        }
+    }
+
+    #[test]
+    fn taking_an_address_back_hands_over_what_was_kept() {
+        let Some(guest) = start(1, &many_doorbells(3, &[])) else {
+            return;
+        };
+        if let Some(kept) = keep(&guest) {
+            let coalesced = guest.interrupts.coalesced();
+            let deadline = Instant::now() + LIMIT;
+            // The guest gives no sign that it wrote. A write between the two calls is an exit.
+            let told = || guest.recorder.writes.lock().unwrap().len() - 2;
+            while kept.0.lock().unwrap().len() + told() < 3 {
+                assert!(Instant::now() < deadline, "{:?}", kept.0);
+                coalesced.unregister(DOORBELL).unwrap();
+                coalesced.register(DOORBELL, kept.clone()).unwrap();
+            }
+        }
         assert!(guest.threads.stop(LIMIT).is_empty());
     }
 }

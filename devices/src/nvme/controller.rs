@@ -2,14 +2,14 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::MsiGroup;
-use crate::ioevent::IoEvents;
+use crate::ioevent::{CoalescedWrites, IoEvents, WriteSink};
 use crate::pci::config::ConfigSpace;
 use crate::pci::msix::Msix;
 use crate::ram::GuestRam;
@@ -19,7 +19,7 @@ use crate::subsystem::{
 
 use super::admin::Admin;
 use super::core::Core;
-use super::doorbell::{DoorbellId, Doorbells};
+use super::doorbell::{DoorbellId, Doorbells, Side};
 use super::io::{IoThreads, Message};
 use super::prp::PAGE;
 use super::registers::Registers;
@@ -68,6 +68,8 @@ pub struct ControllerParts {
     pub msi: Arc<dyn MsiGroup>,
     /// Where doorbells become events.
     pub io_events: Arc<dyn IoEvents>,
+    /// Where completion queue heads are kept.
+    pub coalesced: Arc<dyn CoalescedWrites>,
 }
 
 impl std::fmt::Debug for ControllerParts {
@@ -184,7 +186,7 @@ impl Controller {
         parts: ControllerParts,
     ) -> Result<Arc<Self>, ControllerError> {
         config.check()?;
-        let doorbells = Doorbells::new(config.max_ioqpairs, parts.io_events);
+        let doorbells = Doorbells::new(config.max_ioqpairs, parts.io_events, parts.coalesced);
         let core = Core::new(
             config.id.clone(),
             parts.ram,
@@ -289,9 +291,15 @@ impl Controller {
     }
 
     /// Has the kernel signal a queue's doorbell to its I/O thread, if the guest shadows doorbells:
-    /// without the value in memory the event alone would not do.
+    /// without the value in memory the event alone would not do. Without, nobody needs a completion
+    /// queue's head at once.
     pub(super) fn add_doorbell_event(&self, id: DoorbellId, thread: usize) {
         if self.core.doorbells.shadow().is_none() {
+            if id.side == Side::CqHead {
+                let core = Arc::downgrade(&self.core);
+                let head = Arc::new(KeptHead { core, id });
+                self.core.doorbells.coalesce(id, head);
+            }
             return;
         }
         let event = self.io_threads.thread(thread).doorbell_event();
@@ -360,6 +368,8 @@ impl Controller {
 
     /// The controller as `info` shows it.
     pub fn info(&self) -> ControllerInfo {
+        // So that they are counted.
+        self.core.doorbells.take_all_kept();
         let admin = lock(&self.admin);
         let namespaces = self.core.table();
         ControllerInfo {
@@ -378,6 +388,22 @@ impl Controller {
             shadow_doorbells: self.core.doorbells.shadow().is_some(),
             ioeventfds: self.core.doorbells.event_count(),
             queues: admin.queue_info(self),
+        }
+    }
+}
+
+/// A completion queue's doorbell whose values are kept.
+struct KeptHead {
+    core: Weak<Core>,
+    id: DoorbellId,
+}
+
+impl WriteSink for KeptHead {
+    fn written(&self, value: u32) {
+        if let Some(core) = self.core.upgrade()
+            && let Err(error) = core.doorbells.take_kept(self.id, value)
+        {
+            core.doorbell_error(error.into());
         }
     }
 }

@@ -12,9 +12,11 @@ use crate::ram::GuestRam;
 use crate::subsystem::AttachmentTable;
 
 use super::attached::Attached;
+use super::coalescing::Settings;
 use super::doorbell::{Doorbells, InvalidDoorbell};
 use super::group::Group;
 use super::snapshots::Tables;
+use super::spec::Arbitration;
 
 /// What an I/O thread tells the admin queue's owner.
 #[derive(Debug)]
@@ -84,6 +86,10 @@ pub struct Core {
     pub max_transfer: u64,
     /// How long an I/O thread looks for commands before it sleeps.
     pub poll: Duration,
+    /// Interrupt coalescing.
+    pub coalescing: Settings,
+    // Commands fetched from one submission queue before the next has its turn.
+    burst: AtomicU32,
     // [`BUS_MASTER`] and [`HALTED`].
     access: AtomicU32,
     // The guest turned the volatile write cache off.
@@ -117,6 +123,8 @@ impl Core {
         poll: Duration,
     ) -> std::io::Result<Self> {
         Ok(Self {
+            coalescing: Settings::new(msix.vectors()),
+            burst: AtomicU32::new(u32::MAX),
             id,
             ram,
             doorbells,
@@ -269,11 +277,18 @@ impl Core {
         self.write_through.store(on, Ordering::Relaxed);
     }
 
-    /// Raises an interrupt vector, if there is one.
-    pub fn interrupt(&self, vector: Option<u16>) {
-        if let Some(vector) = vector {
-            self.msix.trigger(vector);
-        }
+    /// How many commands are fetched from one submission queue before the next has its turn.
+    pub fn burst(&self) -> usize {
+        self.burst.load(Ordering::Relaxed) as usize
+    }
+
+    /// The guest changed the arbitration burst.
+    pub fn set_arbitration(&self, arbitration: Arbitration) {
+        let burst = match arbitration.ab() {
+            Arbitration::NO_LIMIT => u32::MAX,
+            power => 1 << power,
+        };
+        self.burst.store(burst, Ordering::Relaxed);
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwapOption;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::ioevent::IoEvents;
+use crate::ioevent::{CoalescedWrites, IoEvents, WriteSink};
 use crate::ram::{GuestRam, MappedRange, NotRam};
 
 use super::sync::Owner;
@@ -82,6 +82,7 @@ pub struct Doorbell {
     owner: Owner,
     waiting: AtomicBool,
     exits: AtomicU64,
+    coalesced: AtomicU64,
 }
 
 /// A doorbell write that names no queue or no entry of it.
@@ -112,7 +113,6 @@ impl Doorbell {
         if value >= entries {
             return Err(InvalidDoorbell::Value);
         }
-        self.exits.fetch_add(1, Ordering::Relaxed);
         self.value.store(value, Ordering::Release);
         // Orders the value before looks at the shadow buffer in use; pairs with `start_shadow`.
         fence(Ordering::SeqCst);
@@ -137,6 +137,12 @@ impl Doorbell {
     /// Doorbell exits since the queue was made.
     pub fn exits(&self) -> u64 {
         self.exits.load(Ordering::Relaxed)
+    }
+
+    /// Doorbell writes since the queue was made that were kept by the hypervisor instead of leaving the
+    /// guest.
+    pub fn coalesced(&self) -> u64 {
+        self.coalesced.load(Ordering::Relaxed)
     }
 
     /// Goes on from the value that the guest left in an earlier shadow buffer, if it is one.
@@ -211,6 +217,7 @@ pub struct Doorbells {
     sq: Box<[Doorbell]>,
     cq: Box<[Doorbell]>,
     shadow: ArcSwapOption<Shadow>,
+    writes: Arc<dyn CoalescedWrites>,
     events: Mutex<Events>,
 }
 
@@ -224,13 +231,19 @@ impl std::fmt::Debug for Doorbells {
 
 impl Doorbells {
     /// Doorbells for queue identifiers 0 to `max_qid`, with `io_events` to take their exits away.
-    pub fn new(max_qid: u16, io_events: Arc<dyn IoEvents>) -> Self {
+    /// `writes` keeps completion queue heads until they are asked for.
+    pub fn new(
+        max_qid: u16,
+        io_events: Arc<dyn IoEvents>,
+        writes: Arc<dyn CoalescedWrites>,
+    ) -> Self {
         let side = || (0..=max_qid).map(|_| Doorbell::default()).collect();
         Self {
             sq: side(),
             cq: side(),
             shadow: ArcSwapOption::empty(),
-            events: Mutex::new(Events::new(io_events)),
+            writes: Arc::clone(&writes),
+            events: Mutex::new(Events::new(io_events, writes)),
         }
     }
 
@@ -250,6 +263,7 @@ impl Doorbells {
         bell.waiting.store(false, Ordering::Relaxed);
         bell.exits.store(0, Ordering::Relaxed);
         bell.owner.replace(owner as u64);
+        bell.coalesced.store(0, Ordering::Relaxed);
         if let Some(shadow) = &*self.shadow.load() {
             // So that the guest's first submission rings, whatever an earlier queue left there.
             shadow.set_value(id, 0);
@@ -277,10 +291,20 @@ impl Doorbells {
     pub fn ring(&self, id: DoorbellId, value: u32) -> Result<Rung, InvalidDoorbell> {
         let bell = self.get(id).ok_or(InvalidDoorbell::Register)?;
         bell.store(value)?;
+        bell.exits.fetch_add(1, Ordering::Relaxed);
         if let Some(shadow) = &*self.shadow.load() {
             shadow.set_value(id, value);
         }
         Ok(bell.rung(id.side))
+    }
+
+    /// Takes a completion queue head that was kept. Nobody is told: an owner that waits for one has
+    /// none kept ([`Doorbells::pause_coalescing`]).
+    pub fn take_kept(&self, id: DoorbellId, value: u32) -> Result<(), InvalidDoorbell> {
+        let bell = self.get(id).ok_or(InvalidDoorbell::Register)?;
+        bell.store(value)?;
+        bell.coalesced.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The newest value of a doorbell from wherever the guest puts it now. The caller checks it
@@ -300,6 +324,8 @@ impl Doorbells {
     /// From now on the guest's values are in `shadow`. What it wrote before goes there, so that both
     /// sides start from the same number, and event indices such that the next change rings.
     pub fn start_shadow(&self, shadow: &Arc<Shadow>) {
+        // Kept heads are older than any in the buffer.
+        self.events().end_coalescing();
         let last = self.shadow.swap(Some(Arc::clone(shadow)));
         fence(Ordering::SeqCst);
         let sides = [(Side::SqTail, &self.sq), (Side::CqHead, &self.cq)];
@@ -329,11 +355,39 @@ impl Doorbells {
     /// Turns a doorbell's exits into `event` from now on, wherever BAR 0 is.
     pub fn add_event(&self, id: DoorbellId, event: &EventFd) -> io::Result<()> {
         let event = event.try_clone()?;
-        self.events().add(id, event);
+        self.events().add(id, Spared::Event(event));
         Ok(())
     }
 
-    /// Undoes [`Doorbells::add_event`].
+    /// Has writes to a completion queue's doorbell kept for `sink` from now on, wherever BAR 0 is, if
+    /// the hypervisor can do that.
+    pub fn coalesce(&self, id: DoorbellId, sink: Arc<dyn WriteSink>) {
+        self.events().add(
+            id,
+            Spared::Kept {
+                sink,
+                paused: false,
+            },
+        );
+    }
+
+    /// Has writes to a doorbell leave the guest for now, so that the owner can be told of the next.
+    /// Those that were kept are taken on return.
+    pub fn pause_coalescing(&self, id: DoorbellId) {
+        self.events().pause(id, true);
+    }
+
+    /// Undoes [`Doorbells::pause_coalescing`].
+    pub fn resume_coalescing(&self, id: DoorbellId) {
+        self.events().pause(id, false);
+    }
+
+    /// Takes all values that were kept. Costs little if there are none.
+    pub fn take_all_kept(&self) {
+        self.writes.drain();
+    }
+
+    /// Undoes [`Doorbells::add_event`] and [`Doorbells::coalesce`].
     pub fn remove_event(&self, id: DoorbellId) {
         self.events().remove(id);
     }
@@ -366,85 +420,131 @@ fn start_shadow_of(bell: &Doorbell, id: DoorbellId, shadow: &Shadow) {
     }
 }
 
-/// The kernel events of a controller's doorbells; they follow BAR 0.
+/// The doorbells of a controller that spare the guest an exit; they follow BAR 0.
 struct Events {
     io_events: Arc<dyn IoEvents>,
+    writes: Arc<dyn CoalescedWrites>,
     base: Option<u64>,
-    wanted: BTreeMap<DoorbellId, WantedEvent>,
+    wanted: BTreeMap<DoorbellId, Wanted>,
 }
 
-struct WantedEvent {
-    event: EventFd,
+/// What becomes of a write.
+enum Spared {
+    /// It signals this.
+    Event(EventFd),
+    /// It is kept for later.
+    Kept {
+        sink: Arc<dyn WriteSink>,
+        paused: bool,
+    },
+}
+
+struct Wanted {
+    how: Spared,
     // Where it is registered now, if it is.
     address: Option<u64>,
 }
 
 impl Events {
-    fn new(io_events: Arc<dyn IoEvents>) -> Self {
+    fn new(io_events: Arc<dyn IoEvents>, writes: Arc<dyn CoalescedWrites>) -> Self {
         Self {
             io_events,
+            writes,
             base: None,
             wanted: BTreeMap::new(),
         }
     }
 
-    fn add(&mut self, id: DoorbellId, event: EventFd) {
+    fn add(&mut self, id: DoorbellId, how: Spared) {
+        // First: of two at one address, the hypervisor lets the older one have the write.
         self.remove(id);
-        let mut wanted = WantedEvent {
-            event,
-            address: None,
-        };
-        wanted.register(&*self.io_events, self.base, id);
-        self.wanted.insert(id, wanted);
+        let address = None;
+        self.wanted.insert(id, Wanted { how, address });
+        self.register(id);
     }
 
     fn remove(&mut self, id: DoorbellId) {
-        if let Some(mut wanted) = self.wanted.remove(&id) {
-            wanted.unregister(&*self.io_events);
-        }
+        self.unregister(id);
+        self.wanted.remove(&id);
     }
 
     fn clear(&mut self) {
-        for wanted in self.wanted.values_mut() {
-            wanted.unregister(&*self.io_events);
-        }
-        self.wanted.clear();
+        self.ids().into_iter().for_each(|id| self.remove(id));
     }
 
-    fn move_to(&mut self, base: Option<u64>) {
-        for wanted in self.wanted.values_mut() {
-            wanted.unregister(&*self.io_events);
-        }
-        self.base = base;
-        for (&id, wanted) in &mut self.wanted {
-            wanted.register(&*self.io_events, base, id);
-        }
+    fn end_coalescing(&mut self) {
+        let kept = |id: &DoorbellId| matches!(self.wanted[id].how, Spared::Kept { .. });
+        let ids: Vec<_> = self.ids().into_iter().filter(kept).collect();
+        ids.into_iter().for_each(|id| self.remove(id));
     }
 
-    fn registered(&self) -> usize {
-        let registered = |wanted: &&WantedEvent| wanted.address.is_some();
-        self.wanted.values().filter(registered).count()
-    }
-}
-
-impl WantedEvent {
-    fn register(&mut self, io_events: &dyn IoEvents, base: Option<u64>, id: DoorbellId) {
-        let Some(base) = base else { return };
-        let address = base + DOORBELL_BASE + id.offset() as u64;
-        match io_events.register(&self.event, address) {
-            Ok(()) => self.address = Some(address),
-            // Without the event the write exits to user space, which is slower and as right.
-            Err(error) => {
-                crate::guest_warn!("no kernel event for the doorbell at {address:#x}: {error}");
+    fn pause(&mut self, id: DoorbellId, pause: bool) {
+        if let Some(Wanted {
+            how: Spared::Kept { paused, .. },
+            ..
+        }) = self.wanted.get_mut(&id)
+            && std::mem::replace(paused, pause) != pause
+        {
+            if pause {
+                self.unregister(id);
+            } else {
+                self.register(id);
             }
         }
     }
 
-    fn unregister(&mut self, io_events: &dyn IoEvents) {
-        if let Some(address) = self.address.take()
-            && let Err(error) = io_events.unregister(&self.event, address)
-        {
-            crate::guest_warn!("kernel event for the doorbell at {address:#x} stays: {error}");
+    fn move_to(&mut self, base: Option<u64>) {
+        let ids = self.ids();
+        ids.iter().for_each(|&id| self.unregister(id));
+        self.base = base;
+        ids.into_iter().for_each(|id| self.register(id));
+    }
+
+    fn ids(&self) -> Vec<DoorbellId> {
+        self.wanted.keys().copied().collect()
+    }
+
+    /// Number of doorbells that signal events.
+    fn registered(&self) -> usize {
+        let event = |wanted: &&Wanted| matches!(wanted.how, Spared::Event(_));
+        let registered = |wanted: &&Wanted| wanted.address.is_some();
+        let events = self.wanted.values().filter(event);
+        events.filter(registered).count()
+    }
+
+    fn register(&mut self, id: DoorbellId) {
+        let (Some(base), Some(wanted)) = (self.base, self.wanted.get_mut(&id)) else {
+            return;
+        };
+        let address = base + DOORBELL_BASE + id.offset() as u64;
+        let registered = match &wanted.how {
+            Spared::Event(event) => self.io_events.register(event, address),
+            Spared::Kept { paused: true, .. } => return,
+            Spared::Kept { sink, .. } => self.writes.register(address, Arc::clone(sink)),
+        };
+        // Without, the write exits to user space, which is slower and as right.
+        match registered {
+            Ok(()) => wanted.address = Some(address),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            Err(error) => {
+                crate::guest_warn!("the doorbell at {address:#x} stays an exit: {error}");
+            }
+        }
+    }
+
+    fn unregister(&mut self, id: DoorbellId) {
+        let Some(wanted) = self.wanted.get_mut(&id) else {
+            return;
+        };
+        let Some(address) = wanted.address.take() else {
+            return;
+        };
+        let unregistered = match &wanted.how {
+            Spared::Event(event) => self.io_events.unregister(event, address),
+            Spared::Kept { .. } => self.writes.unregister(address),
+        };
+        if let Err(error) = unregistered {
+            crate::guest_warn!("the doorbell at {address:#x} stays without exits: {error}");
         }
     }
 }
@@ -467,8 +567,20 @@ mod tests {
         }
     }
 
+    impl CoalescedWrites for NoEvents {
+        fn register(&self, _: u64, _: Arc<dyn WriteSink>) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn unregister(&self, _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+
+        fn drain(&self) {}
+    }
+
     fn doorbells() -> Doorbells {
-        Doorbells::new(4, Arc::new(NoEvents))
+        Doorbells::new(4, Arc::new(NoEvents), Arc::new(NoEvents))
     }
 
     fn shadow() -> Arc<Shadow> {

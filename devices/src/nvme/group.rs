@@ -1,7 +1,9 @@
 //! A completion queue with the submission queues that feed it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::coalescing::{Due, Limits, Untold};
 use super::core::{Core, DoorbellError};
 use super::doorbell::{DoorbellId, Shadow};
 use super::error::CommandError;
@@ -21,6 +23,15 @@ pub enum State {
     Resetting,
     /// Not here: another thread is to serve them once nothing is in flight.
     Leaving,
+}
+
+/// How the guest's completion queue heads come when it shadows no doorbells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heads {
+    /// They may be kept until somebody asks.
+    Kept,
+    /// Each leaves the guest, so that the thread can be told of it.
+    Told,
 }
 
 /// A submission queue and its commands.
@@ -58,9 +69,10 @@ pub struct Group {
     pub snapshots: Snapshots,
     pub shadow: Option<Arc<Shadow>>,
     pub state: State,
-    /// Completions were posted since the last interrupt.
-    pub posted: bool,
+    // Completions posted since the last interrupt.
+    untold: Untold,
     cq_event_index: Option<u32>,
+    heads: Heads,
     // The guest's head could not be when last looked at.
     bad_head: bool,
 }
@@ -70,7 +82,7 @@ impl Group {
     pub fn new(core: Arc<Core>, cq: CompletionQueue, cq_stats: Arc<CqStats>) -> Self {
         let snapshots = Snapshots::new(&core.namespaces);
         let shadow = core.doorbells.shadow();
-        Self {
+        let mut group = Self {
             core,
             cq,
             cq_stats,
@@ -78,10 +90,13 @@ impl Group {
             snapshots,
             shadow,
             state: State::Running,
-            posted: false,
+            untold: Untold::default(),
             cq_event_index: None,
+            heads: Heads::Kept,
             bad_head: false,
-        }
+        };
+        group.refresh_head();
+        group
     }
 
     /// Adds a submission queue.
@@ -123,6 +138,7 @@ impl Group {
         for sq in self.sqs.iter_mut().flatten() {
             sq.event_index = None;
         }
+        self.refresh_head();
     }
 
     /// Goes to another thread, with the shadow buffers in use now.
@@ -202,11 +218,30 @@ impl Group {
         if self.cq.free() == 0 {
             self.refresh_head();
         }
+        if self.cq.free() == 0 && self.shadow.is_none() {
+            self.core.doorbells.take_all_kept();
+            self.refresh_head();
+        }
+        if self.heads == Heads::Told {
+            self.keep_heads();
+        }
         self.cq.free() > 0
     }
 
+    /// Lets heads be kept again once the guest has taken half of the queue: the change is costly, and
+    /// a queue that was just full will soon be.
+    fn keep_heads(&mut self) {
+        let free = self.cq.free();
+        if free > 0 && free >= self.cq.capacity() / 2 {
+            self.heads = Heads::Kept;
+            let id = DoorbellId::cq(self.cq.id());
+            self.core.doorbells.resume_coalescing(id);
+        }
+    }
+
     /// Looks at the guest's head. Its event index is left one lap away: with MSI-X nothing but a full
-    /// queue needs the guest's doorbell.
+    /// queue needs the guest's doorbell. The guest cannot pass that index before the next look, for
+    /// no completion is posted beyond it.
     fn refresh_head(&mut self) {
         let id = DoorbellId::cq(self.cq.id());
         let head = self.core.doorbells.value(id, self.shadow.as_deref());
@@ -264,26 +299,71 @@ impl Group {
         // The head is below 65,536, the largest queue.
         #[allow(clippy::cast_possible_truncation)]
         let (sqhd, sqid) = (sq.queue.head() as u16, sq.queue.id());
+        let limits = self.limits();
+        self.untold.add(end.is_err(), limits);
         let cqe = match end {
             Ok(dw0) => Cqe::success(dw0, sqhd, sqid, cid),
             Err(error) => Cqe::error(error.status(), error.dnr(), sqhd, sqid, cid),
         };
         self.cq.post(room, &cqe);
         self.cq_stats.completions.add(1);
-        self.posted = true;
     }
 
-    /// Raises one interrupt for all completions posted since the last; it is a write to memory and
-    /// waits for bus master like any.
+    fn limits(&self) -> Option<Limits> {
+        self.core.coalescing.limits(self.cq.vector()?)
+    }
+
+    fn interrupt_due(&self) -> Due {
+        self.untold.due(self.limits(), self.cq.capacity())
+    }
+
+    /// Raises one interrupt for all completions posted since the last, if it is due.
     pub fn interrupt(&mut self) {
-        if !self.posted || !self.core.bus_master() {
+        match self.interrupt_due() {
+            Due::Never => {}
+            Due::At(time) if Instant::now() < time => {}
+            Due::Now | Due::At(_) => self.interrupt_now(),
+        }
+    }
+
+    /// Raises one interrupt for all completions posted since the last, due or not. It is a write to
+    /// memory and waits for bus master like any.
+    pub fn interrupt_now(&mut self) {
+        if !self.untold.any() || !self.core.bus_master() {
             return;
         }
-        self.posted = false;
-        if self.cq.vector().is_some() {
-            self.core.interrupt(self.cq.vector());
+        self.untold.clear();
+        if let Some(vector) = self.cq.vector() {
+            self.core.msix.trigger(vector);
             self.cq_stats.interrupts.add(1);
         }
+    }
+
+    /// Whether [`Group::interrupt`] would raise one now. It looked, but what it looked at may have
+    /// changed since.
+    pub fn owes_interrupt(&self) -> bool {
+        let due = match self.interrupt_due() {
+            Due::Never => false,
+            Due::Now => true,
+            Due::At(time) => Instant::now() >= time,
+        };
+        due && self.core.bus_master()
+    }
+
+    /// When to call [`Group::interrupt`] even if nothing happens. Whoever turns bus master on has the
+    /// threads look.
+    pub fn alarm(&self) -> Option<Instant> {
+        match self.interrupt_due() {
+            Due::At(time) if self.core.bus_master() => Some(time),
+            // What is due now was raised, unless it waits for bus master.
+            _ => None,
+        }
+    }
+
+    /// Takes no command any more, and ends what is in flight in silence.
+    pub fn begin_reset(&mut self) {
+        self.state = State::Resetting;
+        self.untold.clear();
     }
 
     /// Before sleep: asks the guest to ring for whatever could be served next, then looks whether
@@ -315,12 +395,22 @@ impl Group {
     /// Asks to be told when the guest takes a completion; `true` if it did already.
     fn wait_for_room(&mut self) -> bool {
         let id = DoorbellId::cq(self.cq.id());
+        if self.shadow.is_none() && self.heads == Heads::Kept {
+            // First, or a head that is kept would be told to nobody.
+            self.core.doorbells.pause_coalescing(id);
+            self.heads = Heads::Told;
+        }
         if let Some(bell) = self.core.doorbells.get(id) {
             bell.wait_for_room();
         }
         self.publish_cq_event_index(self.cq.head());
         let head = self.core.doorbells.value(id, self.shadow.as_deref());
-        head != self.cq.head() && self.cq.set_head(head) && self.cq.free() > 0
+        let room = head != self.cq.head() && self.cq.set_head(head) && self.cq.free() > 0;
+        if room {
+            // Nobody waits: the index must not stay where the guest comes past.
+            self.publish_cq_event_index(self.cq.head_minus_one());
+        }
+        room
     }
 
     /// Notes for each queue with commands in it that a doorbell's kernel event woke the thread.
@@ -346,35 +436,12 @@ mod tests {
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     use super::*;
-    use crate::interrupt::{MsiGroup, MsiMessage};
-    use crate::ioevent::IoEvents;
     use crate::nvme::core::Event;
     use crate::nvme::doorbell::Doorbells;
     use crate::nvme::spec::Status;
+    use crate::nvme::tests::fakes::Nothing;
     use crate::pci::msix::Msix;
     use crate::ram::{GuestRam, MappedRange};
-
-    struct Nothing;
-
-    impl MsiGroup for Nothing {
-        fn trigger(&self, _: u16) {}
-
-        fn update(&self, _: &[(u16, Option<MsiMessage>)]) -> std::io::Result<()> {
-            Ok(())
-        }
-
-        fn discard(&self) {}
-    }
-
-    impl IoEvents for Nothing {
-        fn register(&self, _: &vmm_sys_util::eventfd::EventFd, _: u64) -> std::io::Result<()> {
-            Ok(())
-        }
-
-        fn unregister(&self, _: &vmm_sys_util::eventfd::EventFd, _: u64) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
 
     const SQ: u64 = 0x1000;
     const CQ: u64 = 0x2000;
@@ -391,7 +458,7 @@ mod tests {
     fn setup(sq_entries: u32, cq_entries: u32, shadow: bool) -> Setup {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
         let ram = GuestRam::new(memory);
-        let doorbells = Doorbells::new(2, Arc::new(Nothing));
+        let doorbells = Doorbells::new(2, Arc::new(Nothing), Arc::new(Nothing));
         doorbells.open(DoorbellId::sq(1), sq_entries, 0);
         doorbells.open(DoorbellId::cq(1), cq_entries, 0);
         if shadow {
@@ -593,6 +660,21 @@ mod tests {
             drop(core);
             assert!(left.upgrade().is_none());
         }
+    }
+
+    #[test]
+    fn an_interrupt_that_had_to_wait_is_owed() {
+        let mut setup = setup(8, 8, true);
+        setup.set(TAIL, 1);
+        assert!(setup.serve());
+        setup.group.core.set_bus_master(false);
+        setup.group.interrupt();
+        assert!(!setup.group.owes_interrupt());
+        // As if it came back between the look for interrupts and the sleep.
+        setup.group.core.set_bus_master(true);
+        assert!(setup.group.owes_interrupt());
+        setup.group.interrupt();
+        assert!(!setup.group.owes_interrupt());
     }
 
     #[test]

@@ -5,15 +5,18 @@
 //! What they share is small and in one place, the core: doorbells, interrupt vectors, the attachment
 //! table, and a mailbox in each direction.
 //!
-//! Lock order: admin → config space | registers | doorbell events | subsystem → changed list, and admin →
-//! the I/O threads' loads | messages | events, under which nothing else is locked. No lock is held while
-//! an I/O thread works on a command, and none is shared between queues.
+//! Lock order: admin → config space | registers | doorbell events | subsystem → changed list; admin → the
+//! I/O threads' loads | messages | events, under which nothing else is locked; and doorbell events → the
+//! machine's kept writes. No lock is held while an I/O thread works on a command, and none is shared between
+//! queues, but for those whose guest shadows no doorbells: whoever takes kept completion queue heads, a vCPU
+//! or a thread that finds no room, takes them for all.
 //!
 //! A completion queue can move from one I/O thread to another; the admin queue's owner orders that
 //! (`admin/moves.rs`).
 
 mod admin;
 mod attached;
+mod coalescing;
 mod controller;
 mod core;
 mod doorbell;

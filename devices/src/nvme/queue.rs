@@ -145,6 +145,11 @@ impl CompletionQueue {
         self.entries - 1 - used - self.reserved
     }
 
+    /// Completions that the queue can hold: one entry of a full queue is never used.
+    pub fn capacity(&self) -> u32 {
+        self.entries - 1
+    }
+
     /// Sets an entry aside, if one is free.
     pub fn reserve(&mut self) -> Option<Reservation> {
         if self.free() == 0 {

@@ -100,6 +100,8 @@ pub struct QueueInfo {
     pub vector: Option<u16>,
     /// Doorbell writes that left the guest for berth, both ends.
     pub doorbell_exits: u64,
+    /// Writes to the completion queue's doorbell that were kept by KVM instead of leaving the guest.
+    pub coalesced_doorbells: u64,
     /// Times the I/O thread was woken by the kernel for a doorbell and found commands here.
     pub ioeventfd_wakeups: u64,
     /// Commands fetched.

@@ -2,7 +2,7 @@
 
 use devices::bus::{Bus, BusDevice};
 use devices::interrupt::{IrqLine, MsiAllocator, MsiGroup, MsiMessage};
-use devices::ioevent::IoEvents;
+use devices::ioevent::{CoalescedWrites, IoEvents, WriteSink};
 use devices::legacy::MachineEvents;
 use devices::legacy::acpi::AcpiRegisters;
 use devices::legacy::pci_hotplug::{EJECT, INSERTED, OST_SOURCE, OST_STATUS, REMOVAL};
@@ -53,6 +53,16 @@ impl IoEvents for Nothing {
     }
 }
 
+impl CoalescedWrites for Nothing {
+    fn register(&self, _address: u64, _sink: Arc<dyn WriteSink>) -> io::Result<()> {
+        Ok(())
+    }
+    fn unregister(&self, _address: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn drain(&self) {}
+}
+
 /// A machine without vCPUs.
 struct Machine {
     live: Rc<Live>,
@@ -77,6 +87,7 @@ impl Machine {
             pci: Arc::new(PciRoot::new(Arc::new(Bus::new()), windows)),
             msi: Arc::new(Nothing),
             io_events: Arc::new(Nothing),
+            coalesced: Arc::new(Nothing),
             events: Rc::clone(&events),
         });
         let slots = Arc::new(SlotEvents::new().unwrap());

@@ -1,10 +1,11 @@
 //! Get Features and Set Features (NVMe Base 2.0c, 5.15 and 5.27; NVM 4.1.3).
 
+use super::super::core::Core;
 use super::super::error::CommandError;
 use super::super::spec::{
-    AsyncEventConfig, BROADCAST, FeatureCapabilities, FeatureId, FeaturesCdw10,
-    InterruptVectorConfig, NumberOfQueues, PowerManagement, Select, Sqe, Status,
-    TemperatureThreshold, VolatileWriteCache,
+    Arbitration, AsyncEventConfig, BROADCAST, FeatureCapabilities, FeatureId, FeaturesCdw10,
+    InterruptCoalescing, InterruptVectorConfig, NumberOfQueues, PowerManagement, Select, Sqe,
+    Status, TemperatureThreshold, VolatileWriteCache,
 };
 use super::Namespaces;
 
@@ -13,10 +14,13 @@ pub const TEMPERATURE: u16 = 313;
 /// Composite temperature from which on a warning is due, in kelvins (70 °C).
 pub const WARNING_TEMPERATURE: u16 = 343;
 
+/// The admin completion queue's vector; there is no coalescing for it.
+const ADMIN_VECTOR: u16 = 0;
+
 /// Values in force. A controller reset brings the defaults back: nothing is saveable.
 #[derive(Debug, Clone)]
 pub struct Features {
-    arbitration: u32,
+    arbitration: Arbitration,
     power: PowerManagement,
     over_temperature: u16,
     under_temperature: u16,
@@ -24,7 +28,7 @@ pub struct Features {
     error_recovery: std::collections::BTreeMap<u32, u16>,
     write_cache: VolatileWriteCache,
     queues: NumberOfQueues,
-    coalescing: u32,
+    coalescing: InterruptCoalescing,
     // By vector: coalescing disabled.
     vectors: Vec<bool>,
     write_atomicity: u32,
@@ -36,7 +40,7 @@ impl Features {
     /// Defaults for a controller with `pairs` I/O queue pairs and one vector more.
     pub fn new(pairs: u16) -> Self {
         Self {
-            arbitration: 0,
+            arbitration: Arbitration::new().with_ab(Arbitration::NO_LIMIT),
             power: PowerManagement::new(),
             over_temperature: WARNING_TEMPERATURE,
             under_temperature: 0,
@@ -45,8 +49,8 @@ impl Features {
             queues: NumberOfQueues::new()
                 .with_nsq_z(pairs - 1)
                 .with_ncq_z(pairs - 1),
-            coalescing: 0,
-            vectors: vec![false; usize::from(pairs) + 1],
+            coalescing: InterruptCoalescing::new(),
+            vectors: (0..=pairs).map(|vector| vector == ADMIN_VECTOR).collect(),
             write_atomicity: 0,
             async_events: AsyncEventConfig::new(),
         }
@@ -62,9 +66,14 @@ impl Features {
         self.queues.ncq_z().saturating_add(1)
     }
 
-    /// Whether completed writes may stay in a volatile cache.
-    pub fn write_cache(&self) -> bool {
-        self.write_cache.wce()
+    /// Puts what I/O threads go by into force. They have to look afterwards.
+    pub fn apply(&self, core: &Core) {
+        core.set_write_through(!self.write_cache.wce());
+        core.set_arbitration(self.arbitration);
+        core.coalescing.set(self.coalescing);
+        for (vector, &disabled) in (0..).zip(&self.vectors) {
+            core.coalescing.set_disabled(vector, disabled);
+        }
     }
 
     /// Whether the reported temperature is over or under a threshold.
@@ -102,7 +111,7 @@ impl Features {
         namespaces: &Namespaces<'_>,
     ) -> Result<u32, CommandError> {
         Ok(match fid {
-            FeatureId::ARBITRATION => self.arbitration,
+            FeatureId::ARBITRATION => self.arbitration.into_bits(),
             FeatureId::POWER_MANAGEMENT => self.power.into_bits(),
             FeatureId::TEMPERATURE_THRESHOLD => {
                 let threshold = TemperatureThreshold::from_bits(sqe.cdw11);
@@ -118,7 +127,7 @@ impl Features {
             }
             FeatureId::VOLATILE_WRITE_CACHE => self.write_cache.into_bits(),
             FeatureId::NUMBER_OF_QUEUES => self.queues.into_bits(),
-            FeatureId::INTERRUPT_COALESCING => self.coalescing,
+            FeatureId::INTERRUPT_COALESCING => self.coalescing.into_bits(),
             FeatureId::INTERRUPT_VECTOR_CONFIG => {
                 let config = InterruptVectorConfig::from_bits(sqe.cdw11);
                 let disabled = self.vectors.get(usize::from(config.iv()));
@@ -153,7 +162,7 @@ impl Features {
             return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.into());
         }
         match fid {
-            FeatureId::ARBITRATION => self.arbitration = sqe.cdw11,
+            FeatureId::ARBITRATION => self.arbitration = Arbitration::from_bits(sqe.cdw11),
             FeatureId::POWER_MANAGEMENT => self.set_power(sqe.cdw11)?,
             FeatureId::TEMPERATURE_THRESHOLD => self.set_temperature(sqe.cdw11)?,
             FeatureId::ERROR_RECOVERY => self.set_error_recovery(sqe, namespaces)?,
@@ -161,11 +170,11 @@ impl Features {
                 self.write_cache = VolatileWriteCache::from_bits(sqe.cdw11 & 1);
             }
             FeatureId::NUMBER_OF_QUEUES => return self.set_queues(sqe.cdw11, io_queues),
-            FeatureId::INTERRUPT_COALESCING => self.coalescing = sqe.cdw11 & 0xffff,
+            FeatureId::INTERRUPT_COALESCING => {
+                self.coalescing = InterruptCoalescing::from_bits(sqe.cdw11 & 0xffff);
+            }
             FeatureId::INTERRUPT_VECTOR_CONFIG => {
-                let config = InterruptVectorConfig::from_bits(sqe.cdw11);
-                let vector = self.vectors.get_mut(usize::from(config.iv()));
-                *vector.ok_or(Status::INVALID_FIELD)? = config.cd();
+                self.set_vector(InterruptVectorConfig::from_bits(sqe.cdw11))?;
             }
             FeatureId::WRITE_ATOMICITY => self.write_atomicity = sqe.cdw11 & 1,
             FeatureId::ASYNC_EVENT_CONFIG => {
@@ -183,6 +192,16 @@ impl Features {
             _ => return Err(Status::INVALID_FIELD.into()),
         }
         Ok(0)
+    }
+
+    fn set_vector(&mut self, config: InterruptVectorConfig) -> Result<(), CommandError> {
+        let disabled = self.vectors.get_mut(usize::from(config.iv()));
+        let disabled = disabled.ok_or(Status::INVALID_FIELD)?;
+        if config.iv() == ADMIN_VECTOR && !config.cd() {
+            return Err(Status::FEATURE_NOT_CHANGEABLE.into());
+        }
+        *disabled = config.cd();
+        Ok(())
     }
 
     fn set_power(&mut self, cdw11: u32) -> Result<(), CommandError> {

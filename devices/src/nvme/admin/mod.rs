@@ -271,7 +271,7 @@ impl Admin {
         core.doorbells.reset();
         self.events = AsyncEvents::default();
         self.features = Features::new(controller.config().max_ioqpairs);
-        core.set_write_through(false);
+        self.features.apply(core);
         match std::mem::replace(&mut self.state, State::Disabled) {
             State::Enabled(_) => self.stop_queues(controller, Then::Disabled),
             // The threads are at it already.
@@ -457,8 +457,9 @@ impl Admin {
         namespaces: &Namespaces<'_>,
     ) -> Result<u32, CommandError> {
         let result = self.features.set(sqe, namespaces, !self.io.is_empty())?;
-        let write_through = !self.features.write_cache();
-        controller.core().set_write_through(write_through);
+        self.features.apply(controller.core());
+        // Interrupts that wait are judged by what is set now.
+        controller.io_threads().wake_all();
         self.events.keep_wanted(self.features.async_events);
         if self.features.temperature_warning() {
             self.events
@@ -550,6 +551,7 @@ impl Admin {
                 io_thread: None,
                 vector: Some(0),
                 doorbell_exits: exits(DoorbellId::sq(0)) + exits(DoorbellId::cq(0)),
+                coalesced_doorbells: 0,
                 ioeventfd_wakeups: 0,
                 commands: group.sqs.iter().flatten().map(commands).sum(),
                 completions: group.cq_stats.completions.get(),
@@ -621,9 +623,9 @@ fn enable(
     let core = controller.core();
     let sq = SubmissionQueue::new(&core.ram, 0, asq, sq_entries)?;
     let cq = CompletionQueue::new(&core.ram, 0, acq, cq_entries, Some(0))?;
-    let mut group = Group::new(Arc::clone(core), cq, Arc::new(CqStats::default()));
-    group.add_sq(sq, Arc::new(SqStats::default()));
     core.doorbells.open(DoorbellId::sq(0), sq_entries, 0);
     core.doorbells.open(DoorbellId::cq(0), cq_entries, 0);
+    let mut group = Group::new(Arc::clone(core), cq, Arc::new(CqStats::default()));
+    group.add_sq(sq, Arc::new(SqStats::default()));
     Ok(group)
 }

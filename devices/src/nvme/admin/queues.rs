@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::controller::Controller;
-use super::super::doorbell::DoorbellId;
+use super::super::doorbell::{Doorbell, DoorbellId};
 use super::super::error::CommandError;
 use super::super::io::{Message, Seat};
 use super::super::prp::PAGE;
@@ -272,6 +272,10 @@ impl IoQueues {
                 .get(id)
                 .map_or(0, |bell| bell.exits())
         };
+        let kept = |cqid| {
+            let bell = controller.core().doorbells.get(DoorbellId::cq(cqid));
+            bell.map_or(0, Doorbell::coalesced)
+        };
         let info = |(&sqid, sq): (&u16, &Sq)| {
             let cq = self.cqs.get(&sq.cqid)?;
             Some(QueueInfo {
@@ -281,6 +285,7 @@ impl IoQueues {
                 io_thread: Some(cq.thread),
                 vector: cq.vector,
                 doorbell_exits: exits(DoorbellId::sq(sqid)) + exits(DoorbellId::cq(sq.cqid)),
+                coalesced_doorbells: kept(sq.cqid),
                 ioeventfd_wakeups: sq.stats.wakeups.get(),
                 commands: sq.stats.commands.get(),
                 completions: cq.stats.completions.get(),

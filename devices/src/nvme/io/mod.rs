@@ -1,5 +1,6 @@
 //! I/O threads: one thread owns a completion queue and every submission queue that feeds it.
 
+mod alarm;
 mod balance;
 mod command;
 mod polling;

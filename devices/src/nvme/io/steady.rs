@@ -8,17 +8,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::{Turn, Worker};
 use super::{Message, Shared};
 use crate::counting;
-use crate::interrupt::{MsiGroup, MsiMessage};
-use crate::ioevent::IoEvents;
 use crate::nvme::core::Core;
 use crate::nvme::doorbell::{DoorbellId, Doorbells, Shadow};
 use crate::nvme::queue::{CompletionQueue, SubmissionQueue};
 use crate::nvme::spec::{Cdw0, Cqe, NvmOpcode, Sqe, Status};
+use crate::nvme::tests::fakes::Nothing;
 use crate::nvme::tests::held::{subsystem, table_of_subsystem};
 use crate::pci::msix::Msix;
 use crate::ram::{GuestRam, MappedRange};
@@ -33,28 +31,6 @@ const DATA: u64 = 0x10_0000;
 const ENTRIES: u32 = 256;
 const BLOCK: u64 = 4096;
 const BYTES: u64 = 16 << 20;
-
-struct Nothing;
-
-impl MsiGroup for Nothing {
-    fn trigger(&self, _: u16) {}
-
-    fn update(&self, _: &[(u16, Option<MsiMessage>)]) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn discard(&self) {}
-}
-
-impl IoEvents for Nothing {
-    fn register(&self, _: &EventFd, _: u64) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn unregister(&self, _: &EventFd, _: u64) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// The only place where instructions count.
 #[inline(never)]
@@ -104,7 +80,7 @@ impl Driver {
     }
 
     fn core(ram: &GuestRam, kind: BackendKind) -> Arc<Core> {
-        let doorbells = Doorbells::new(2, Arc::new(Nothing));
+        let doorbells = Doorbells::new(2, Arc::new(Nothing), Arc::new(Nothing));
         doorbells.open(DoorbellId::sq(1), ENTRIES, 0);
         doorbells.open(DoorbellId::cq(1), ENTRIES, 0);
         let shadow = Shadow::new(ram, VALUES, INDICES).unwrap();

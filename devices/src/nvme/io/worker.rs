@@ -20,6 +20,7 @@ use super::super::group::{Group, State};
 use super::super::queue::Reservation;
 use super::super::snapshots::Epoch;
 use super::super::spec::{Sqe, Status};
+use super::alarm::Alarm;
 use super::command::{self, Kind};
 use super::polling::Polling;
 use super::slots::{Key, Slots};
@@ -28,7 +29,7 @@ use moving::Leaving;
 
 pub(super) use moving::MOVE_LIMIT;
 
-/// Commands fetched from one queue before the next queue has its turn.
+/// Commands fetched from one queue before completions are looked at.
 const BATCH: usize = 64;
 
 /// How often a thread that waits for a reset's last commands says so, in milliseconds.
@@ -37,6 +38,7 @@ const RESET_NOTICE_MS: i32 = 5_000;
 const KICK: u64 = 0;
 const DOORBELL: u64 = 1;
 const ENGINE: u64 = 2;
+const ALARM: u64 = 3;
 
 /// A command that a backend works on.
 #[derive(Debug)]
@@ -84,6 +86,8 @@ pub struct Worker {
     // Groups that another thread is to have.
     leaving: Vec<Leaving>,
     polling: Polling,
+    // For interrupts that are put off.
+    alarm: Alarm,
     // Reused from command to command.
     completions: Vec<Completion>,
     data: Vec<GuestSlice>,
@@ -100,6 +104,8 @@ impl Worker {
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         watch(shared.kick.as_raw_fd(), edge, KICK)?;
         watch(shared.doorbell.as_raw_fd(), edge, DOORBELL)?;
+        let alarm = Alarm::new()?;
+        watch(alarm.as_raw_fd(), edge, ALARM)?;
         for fd in engine.wake_fds() {
             watch(fd, EventSet::IN, ENGINE)?;
         }
@@ -112,6 +118,7 @@ impl Worker {
             resets: Vec::new(),
             leaving: Vec::new(),
             polling: Polling::default(),
+            alarm,
             completions: Vec::new(),
             data: Vec::new(),
         })
@@ -234,26 +241,43 @@ impl Worker {
         })
     }
 
-    /// Serves every queue once, at most [`BATCH`] commands each. `true` if there was a command.
+    /// Serves every queue, at most [`BATCH`] commands each. `true` if there was a command.
     fn serve_queues(&mut self) -> bool {
+        for group in self.groups.iter_mut().flatten() {
+            group.snapshots.refresh();
+        }
+        let mut turn = 0;
+        while self.serve_turn(turn) {
+            turn += 1;
+        }
+        turn > 0
+    }
+
+    /// Serves every queue once, at most an arbitration burst (5.27.1.1) of commands each. `true` if
+    /// there was a command.
+    fn serve_turn(&mut self, turn: usize) -> bool {
         let mut any = false;
         for group in 0..self.groups.len() {
-            let Some(queues) = self.groups[group].as_mut().map(|group| {
-                group.snapshots.refresh();
-                group.sqs.len()
-            }) else {
+            let Some((burst, queues)) = self.groups[group]
+                .as_ref()
+                .map(|group| (group.core.burst(), group.sqs.len()))
+            else {
                 continue;
             };
+            let limit = BATCH.saturating_sub(burst.saturating_mul(turn)).min(burst);
+            if limit == 0 {
+                continue;
+            }
             for sq in 0..queues {
-                any |= self.serve_queue(group, sq);
+                any |= self.serve_queue(group, sq, limit);
             }
         }
         any
     }
 
-    fn serve_queue(&mut self, group: usize, sq: usize) -> bool {
+    fn serve_queue(&mut self, group: usize, sq: usize, limit: usize) -> bool {
         let mut any = false;
-        for _ in 0..BATCH {
+        for _ in 0..limit {
             if !self.engine.has_room() {
                 break;
             }
@@ -384,7 +408,7 @@ impl Worker {
         {
             group.sqs[sq] = None;
             // The guest must find the queue's last completions before it hears of the deletion.
-            group.interrupt();
+            group.interrupt_now();
             group.core.post(Event::SqDeleted { sqid });
         }
         if group.state == State::Resetting && group.in_flight() == 0 {
@@ -447,8 +471,7 @@ impl Worker {
     fn reset(&mut self, core: &Arc<Core>) {
         for group in self.groups.iter_mut().flatten() {
             if same(&group.core, core) {
-                group.state = State::Resetting;
-                group.posted = false;
+                group.begin_reset();
             }
         }
         self.resets.push(Arc::clone(core));
@@ -539,6 +562,7 @@ impl Worker {
         for group in self.groups.iter_mut().flatten() {
             // Without room in the engine its completions wake the thread.
             work |= group.prepare_sleep() && room;
+            work |= group.owes_interrupt();
             // A table that changed must be let go of by a thread that sleeps, too.
             group.snapshots.refresh();
         }
@@ -547,6 +571,7 @@ impl Worker {
 
     fn wait(&mut self) {
         let timeout = self.sleep_limit();
+        self.set_alarm();
         let mut events = [EpollEvent::default(); 4];
         self.shared.stats.sleeps.add(1);
         let start = Instant::now();
@@ -572,6 +597,12 @@ impl Worker {
                 _ => {}
             }
         }
+    }
+
+    /// Has the thread woken for the interrupts that are put off.
+    fn set_alarm(&mut self) {
+        let groups = self.groups.iter().flatten();
+        self.alarm.set(groups.filter_map(Group::alarm).min());
     }
 
     fn notice_slow_resets(&self) {

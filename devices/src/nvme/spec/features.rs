@@ -108,6 +108,37 @@ pub struct NumberOfQueues {
     pub ncq_z: u16,
 }
 
+/// Arbitration, dword 11.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct Arbitration {
+    /// Most commands of one submission queue at a time, as a power of two; 7 for no limit.
+    #[bits(3)]
+    pub ab: u8,
+    #[bits(5)]
+    __: u8,
+    /// Weights less one, which round robin has no use for.
+    #[bits(24)]
+    pub weights_z: u32,
+}
+
+impl Arbitration {
+    /// The burst that is none.
+    pub const NO_LIMIT: u8 = 7;
+}
+
+/// Interrupt Coalescing, dword 11. A zero in either field turns it off.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct InterruptCoalescing {
+    /// Aggregation threshold: completions for an interrupt, less one.
+    pub thr_z: u8,
+    /// Aggregation time: longest delay in 100 microseconds.
+    pub time: u8,
+    #[bits(16)]
+    __: u16,
+}
+
 /// Interrupt Vector Configuration, dword 11.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The hypervisor's side of a controller, recorded: interrupts and doorbell events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::{MsiGroup, MsiMessage};
-use crate::ioevent::IoEvents;
+use crate::ioevent::{CoalescedWrites, IoEvents, WriteSink};
 
 use super::harness::LIMIT;
 
@@ -87,51 +87,134 @@ impl MsiGroup for FakeMsi {
     }
 }
 
-/// Keeps the registered events, and signals them as the kernel would.
+/// Keeps the registered events and doorbells whose writes are kept, and does what the kernel would.
 #[derive(Default)]
 pub struct FakeIoEvents {
-    registered: Mutex<BTreeMap<u64, EventFd>>,
+    state: Mutex<IoState>,
     refuses: AtomicBool,
 }
 
-impl FakeIoEvents {
-    /// Addresses with an event, ascending.
-    pub fn addresses(&self) -> Vec<u64> {
-        self.registered.lock().unwrap().keys().copied().collect()
+#[derive(Default)]
+struct IoState {
+    registered: BTreeMap<u64, Registered>,
+    kept: VecDeque<(u64, u32)>,
+}
+
+enum Registered {
+    Event(EventFd),
+    Kept(Arc<dyn WriteSink>),
+}
+
+/// Kept writes that there is room for.
+const MOST_KEPT: usize = 170;
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// It left the guest.
+    Exit,
+    /// It signalled an event.
+    Event,
+    /// It was kept.
+    Kept,
+}
+
+impl IoState {
+    fn drain(&mut self) {
+        for (address, value) in std::mem::take(&mut self.kept) {
+            let Some(Registered::Kept(sink)) = self.registered.get(&address) else {
+                panic!("a write to {address:#x} was kept for nobody");
+            };
+            sink.written(value);
+        }
     }
 
-    /// Signals the event of `address`; `false` if there is none and the write is an exit.
-    pub fn write(&self, address: u64) -> bool {
-        let registered = self.registered.lock().unwrap();
-        let event = registered.get(&address);
-        if let Some(event) = event {
-            event.write(1).unwrap();
+    fn add(&mut self, address: u64, registered: Registered) -> io::Result<()> {
+        if self.registered.contains_key(&address) {
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
-        event.is_some()
+        self.registered.insert(address, registered);
+        Ok(())
+    }
+}
+
+impl FakeIoEvents {
+    fn addresses_of(&self, which: fn(&Registered) -> bool) -> Vec<u64> {
+        let state = self.state.lock().unwrap();
+        let found = state.registered.iter().filter(|(_, it)| which(it));
+        found.map(|(address, _)| *address).collect()
+    }
+
+    /// Addresses with an event, ascending.
+    pub fn addresses(&self) -> Vec<u64> {
+        self.addresses_of(|it| matches!(it, Registered::Event(_)))
+    }
+
+    /// Addresses whose writes are kept, ascending.
+    pub fn kept(&self) -> Vec<u64> {
+        self.addresses_of(|it| matches!(it, Registered::Kept(_)))
+    }
+
+    /// Does what the kernel does for a write; an exit is left to the caller.
+    pub fn write(&self, address: u64, value: u32) -> Write {
+        let mut state = self.state.lock().unwrap();
+        match state.registered.get(&address) {
+            Some(Registered::Event(event)) => {
+                event.write(1).unwrap();
+                Write::Event
+            }
+            Some(Registered::Kept(_)) if state.kept.len() < MOST_KEPT => {
+                state.kept.push_back((address, value));
+                Write::Kept
+            }
+            Some(Registered::Kept(_)) | None => Write::Exit,
+        }
     }
 
     /// Refuses all registrations from now on.
     pub fn refuse(&self) {
         self.refuses.store(true, Ordering::Relaxed);
     }
+
+    fn check(&self) -> io::Result<()> {
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        Ok(())
+    }
 }
 
 impl IoEvents for FakeIoEvents {
     fn register(&self, event: &EventFd, address: u64) -> io::Result<()> {
-        if self.refuses.load(Ordering::Relaxed) {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        }
-        let mut registered = self.registered.lock().unwrap();
-        if registered.contains_key(&address) {
-            return Err(io::Error::from_raw_os_error(libc::EEXIST));
-        }
-        registered.insert(address, event.try_clone()?);
-        Ok(())
+        self.check()?;
+        let event = Registered::Event(event.try_clone()?);
+        self.state.lock().unwrap().add(address, event)
     }
 
     fn unregister(&self, _event: &EventFd, address: u64) -> io::Result<()> {
-        let found = self.registered.lock().unwrap().remove(&address);
+        let found = self.state.lock().unwrap().registered.remove(&address);
         found.map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+    }
+}
+
+impl CoalescedWrites for FakeIoEvents {
+    fn register(&self, address: u64, sink: Arc<dyn WriteSink>) -> io::Result<()> {
+        self.check()?;
+        self.state
+            .lock()
+            .unwrap()
+            .add(address, Registered::Kept(sink))
+    }
+
+    fn unregister(&self, address: u64) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.drain();
+        let found = state.registered.remove(&address);
+        found.map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn drain(&self) {
+        self.state.lock().unwrap().drain();
     }
 }
 
@@ -202,4 +285,39 @@ fn wait_readable(event: &EventFd, stop: &EventFd) -> bool {
     // SAFETY: the array is alive, and its length is given.
     unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
     fds[1].revents == 0
+}
+
+/// A hypervisor that does nothing and refuses nothing.
+pub struct Nothing;
+
+impl MsiGroup for Nothing {
+    fn trigger(&self, _: u16) {}
+
+    fn update(&self, _: &[(u16, Option<MsiMessage>)]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self) {}
+}
+
+impl IoEvents for Nothing {
+    fn register(&self, _: &EventFd, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unregister(&self, _: &EventFd, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl CoalescedWrites for Nothing {
+    fn register(&self, _: u64, _: Arc<dyn WriteSink>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unregister(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn drain(&self) {}
 }

@@ -11,7 +11,7 @@ const CAPABILITIES: u32 = 3;
 
 /// Feature, selector in dword 11, default, a value that can be set, and what is read back.
 const FEATURES: [(u8, u32, u32, u32, u32); 10] = [
-    (0x01, 0, 0, 0x0102_0305, 0x0102_0305),
+    (0x01, 0, 7, 0x0102_0305, 0x0102_0305),
     (0x02, 0, 0, 1 << 5, 1 << 5),
     (0x04, 0, 343, 350, 350),
     (0x04, 1 << 20, 0, 1 << 20 | 200, 200),
@@ -114,6 +114,10 @@ fn what_is_refused() {
     refused(set_feature(4, 2 << 20), Status::INVALID_FIELD);
     refused(set_feature(9, u32::from(PAIRS) + 1), Status::INVALID_FIELD);
     refused(get_feature(9, CURRENT, 0xffff), Status::INVALID_FIELD);
+    // The admin queue's interrupts are never coalesced.
+    refused(set_feature(9, 0), Status::FEATURE_NOT_CHANGEABLE);
+    guest.admin_ok(set_feature(9, 1 << 16));
+    assert_eq!(guest.admin_ok(get_feature(9, CURRENT, 0)), 1 << 16);
     refused(
         set_feature(0x19, 1),
         Status::IO_COMMAND_SET_COMBINATION_REJECTED,

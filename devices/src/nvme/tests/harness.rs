@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use crate::ioevent::CoalescedWrites;
 use crate::pci::PciDevice;
 use crate::ram::{GuestRam, MappedRange};
 use crate::storage::testing::{TestBackend, TestControl};
@@ -14,7 +15,7 @@ use crate::subsystem::{Namespace, NamespaceConfig, Subsystem, SubsystemConfig};
 
 use super::super::spec::{AdminOpcode, Cdw0, Cqe, NvmOpcode, Sqe, Status};
 use super::super::{Controller, ControllerConfig, ControllerError, ControllerParts, IoThreads};
-use super::fakes::{FakeIoEvents, FakeMsi, MainLoop, wait_until};
+use super::fakes::{FakeIoEvents, FakeMsi, MainLoop, Write, wait_until};
 
 /// How long a test waits for something before it fails.
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -188,6 +189,8 @@ pub struct Guest {
     pub doorbell_exits: AtomicU64,
     /// Doorbell writes that became an event.
     pub doorbell_events: AtomicU64,
+    /// Doorbell writes that were kept.
+    pub doorbells_kept: AtomicU64,
     pub main_loop: MainLoop,
     admin: Mutex<Admin>,
     shadow: Mutex<Option<Arc<ShadowPages>>>,
@@ -259,6 +262,7 @@ impl Guest {
             io_threads: Arc::clone(&machine.io_threads),
             msi: Arc::clone(&msi) as _,
             io_events: Arc::clone(&io_events) as _,
+            coalesced: Arc::clone(&io_events) as _,
         };
         let vectors = config.max_ioqpairs + 1;
         let controller = Controller::new(config, parts)?;
@@ -270,6 +274,7 @@ impl Guest {
             io_events,
             doorbell_exits: AtomicU64::new(0),
             doorbell_events: AtomicU64::new(0),
+            doorbells_kept: AtomicU64::new(0),
             admin: Mutex::new(Admin {
                 sq: Sq::new(machine, 0, 32),
                 cq: Cq::new(machine, 0, 32),
@@ -317,6 +322,7 @@ impl Guest {
 
     /// Writes configuration space and moves the BAR as the PCI root does.
     pub fn write_config(&self, offset: u16, data: &[u8]) {
+        self.io_events.drain();
         let before = self.controller.bar_window(0);
         self.controller.write_config(offset, data);
         let after = self.controller.bar_window(0);
@@ -348,34 +354,41 @@ impl Guest {
     }
 
     pub fn read32(&self, offset: u64) -> u32 {
+        self.io_events.drain();
         let mut data = [0; 4];
         self.controller.read_bar(0, offset, &mut data);
         u32::from_le_bytes(data)
     }
 
     pub fn read64(&self, offset: u64) -> u64 {
+        self.io_events.drain();
         let mut data = [0; 8];
         self.controller.read_bar(0, offset, &mut data);
         u64::from_le_bytes(data)
     }
 
-    /// A 4-byte write to BAR 0, which the kernel keeps if there is an event at its address.
+    /// A 4-byte write to BAR 0, which the kernel keeps if there is an event at its address. Exits are
+    /// handled as a vCPU does it.
     pub fn write32(&self, offset: u64, value: u32) {
         let doorbell = (0x1000..0x2000).contains(&offset);
-        if doorbell
-            && let Some((base, _)) = self.controller.bar_window(0)
-            && self.io_events.write(base + offset)
-        {
-            self.doorbell_events.fetch_add(1, Ordering::Relaxed);
-            return;
+        if doorbell && let Some((base, _)) = self.controller.bar_window(0) {
+            let write = self.io_events.write(base + offset, value);
+            let counter = match write {
+                Write::Exit => &self.doorbell_exits,
+                Write::Event => &self.doorbell_events,
+                Write::Kept => &self.doorbells_kept,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            if write != Write::Exit {
+                return;
+            }
         }
-        if doorbell {
-            self.doorbell_exits.fetch_add(1, Ordering::Relaxed);
-        }
+        self.io_events.drain();
         self.controller.write_bar(0, offset, &value.to_le_bytes());
     }
 
     pub fn write64(&self, offset: u64, value: u64) {
+        self.io_events.drain();
         self.controller.write_bar(0, offset, &value.to_le_bytes());
     }
 

@@ -4,7 +4,8 @@
 // Test code writes out the numbers it casts.
 #![allow(clippy::cast_possible_truncation)]
 
-mod fakes;
+mod coalescing;
+pub mod fakes;
 mod features;
 mod full;
 mod fuzz;
@@ -15,6 +16,7 @@ mod identity;
 mod info;
 mod interrupts;
 mod io;
+mod kept;
 mod logs;
 mod moves;
 mod namespaces;

@@ -287,3 +287,33 @@ fn a_doorbell_of_no_queue_and_a_bad_value_change_nothing() {
         assert_eq!(guest.io(&mut pair, &flush(cid)).cid, cid);
     }
 }
+
+#[test]
+fn the_arbitration_burst_bounds_what_one_queue_gets_before_the_next() {
+    // Burst as a power of two, and how many commands of the first queue come before the second's.
+    for (power, first) in [(0, 1), (2, 4), (3, 8), (7, 20)] {
+        let machine = Machine::with(true, 1);
+        let control = machine.test_namespace();
+        let guest = machine.enabled("c");
+        guest.admin_ok(set_feature(1, power));
+        let mut cq = guest.create_cq(1, 128);
+        let mut sqs = [1, 2].map(|id| guest.create_sq(id, 32, 1));
+        // While bus master is off, commands gather.
+        guest.write_config(0x04, &2u16.to_le_bytes());
+        for sq in &mut sqs {
+            for cid in 0..20 {
+                guest.submit(sq, &flush(cid));
+            }
+        }
+        control.set_mode(Mode::Inline);
+        guest.write_config(0x04, &6u16.to_le_bytes());
+        let order: Vec<u16> = (0..40).map(|_| guest.wait_cqe(&mut cq).sqid).collect();
+        let mut expected = Vec::new();
+        for turn in 0..20usize.div_ceil(first) {
+            let length = first.min(20 - turn * first);
+            expected.extend(std::iter::repeat_n(1, length));
+            expected.extend(std::iter::repeat_n(2, length));
+        }
+        assert_eq!(order, expected, "AB = {power}");
+    }
+}

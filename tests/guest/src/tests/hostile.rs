@@ -112,6 +112,8 @@ fn doorbells(_machine: &Machine, controller: &mut Controller, namespace: Namespa
         // Answered only after the request before it was fetched.
         alive(controller)?;
         io::write32(controller.doorbell(index), value);
+        // Writes are posted: a read behind one brings it to the device.
+        controller.read32(register::CSTS);
         let Some(event) = controller.wait_event(5_000) else {
             fail!("no event for {value:#x} in doorbell {index}");
         };

@@ -4,13 +4,16 @@ use super::Machine;
 use crate::check::{Outcome, ensure, ensure_eq};
 use crate::interrupts;
 use crate::memory::{self, Dma, PAGE};
-use crate::nvme::{Command, Controller, Namespace, Pair, io};
+use crate::nvme::{Command, Controller, Namespace, Pair, admin, io};
 use crate::pci::Msix;
 use crate::serial::println;
 use crate::time::{self, Deadline};
 
 /// How long nothing must happen, where nothing may.
 const QUIET_US: u64 = 20_000;
+/// Surely less than the longest aggregation time of 25,500 microseconds, though this clock is slow if
+/// the host was busy when it was calibrated.
+const SOON_US: u64 = 6_000;
 /// Round trips that sleep until the interrupt comes.
 const ROUNDS: u64 = 2_000;
 
@@ -47,6 +50,11 @@ pub fn run(machine: &Machine) -> Outcome {
     admin_queue(&mut rig)?;
     masks(&mut rig)?;
     shared_and_polled(&mut rig)?;
+    if rig.controller.is_qemu() {
+        println!("QEMU coalesces no interrupts");
+    } else {
+        coalescing(&mut rig)?;
+    }
     round_trips(&mut rig)?;
     rig.msix.enable(false, false);
     Ok(())
@@ -196,6 +204,86 @@ fn shared_and_polled(rig: &mut Rig) -> Outcome {
     for id in 1..=3 {
         rig.controller.delete_pair(id)?;
     }
+    Ok(())
+}
+
+fn set_coalescing(rig: &mut Rig, completions: u32, units: u32) -> Outcome {
+    const COALESCING: u32 = 8;
+    let set = Command::new(admin::SET_FEATURES)
+        .dword(10, COALESCING)
+        .dword(11, units << 8 | (completions - 1));
+    rig.controller.admin_ok("Interrupt Coalescing", set)?;
+    Ok(())
+}
+
+/// Interrupts wait for a number of completions or for a time.
+fn coalescing(rig: &mut Rig) -> Outcome {
+    set_coalescing(rig, FEW as u32, 255)?;
+    by_threshold(rig)?;
+    set_coalescing(rig, 256, 255)?;
+    for _ in 0..10 {
+        by_time(rig)?;
+    }
+    set_coalescing(rig, 1, 0)
+}
+
+/// Completions of a round.
+const FEW: u64 = 4;
+
+/// Reads [`FEW`] times; how many interrupts came by then, and the microseconds that it took.
+fn few_reads(rig: &Rig, pair: &mut Pair) -> Outcome<(u64, u64)> {
+    let (before, start) = (interrupts::count(1), time::now());
+    for _ in 0..FEW {
+        read(rig, pair)?;
+        pair.cq.ring();
+    }
+    let by_then = interrupts::count(1) - before;
+    Ok((by_then, time::to_ns(time::now() - start) / 1_000))
+}
+
+/// So many completions are one interrupt, wherever the time did not run out.
+fn by_threshold(rig: &mut Rig) -> Outcome {
+    const ROUNDS: u64 = 50;
+    let mut quick = 0;
+    for _ in 0..ROUNDS {
+        // A queue of its own: none of a round before is owed an interrupt.
+        let mut pair = pair(rig, 1, Some(1))?;
+        let before = interrupts::count(1);
+        let (_, took) = few_reads(rig, &mut pair)?;
+        if took < SOON_US {
+            arrives(rig, 1, before, "the interrupt of enough completions")?;
+            let count = interrupts::count(1) - before;
+            ensure_eq!(count, 1, "interrupts of one round");
+            quick += 1;
+        }
+        rig.controller.delete_pair(1)?;
+    }
+    println!("{FEW} completions an interrupt: {quick} of {ROUNDS} rounds in time");
+    if quick == 0 {
+        println!("skipped: the host is too busy for a round of less than {SOON_US} us");
+    }
+    Ok(())
+}
+
+/// Fewer completions than the threshold are one interrupt when the time is over.
+fn by_time(rig: &mut Rig) -> Outcome {
+    let mut pair = pair(rig, 1, Some(1))?;
+    let (before, start) = (interrupts::count(1), time::now());
+    let (by_then, took) = few_reads(rig, &mut pair)?;
+    ensure!(
+        by_then == 0 || took >= SOON_US,
+        "{by_then} interrupts after {took} us"
+    );
+    arrives(rig, 1, before, "the interrupt when the time is over")?;
+    let waited = time::to_ns(time::now() - start) / 1_000;
+    ensure!(waited >= SOON_US, "an interrupt after {waited} us");
+    // Deletion tells of what is left.
+    rig.controller.delete_pair(1)?;
+    let count = interrupts::count(1) - before;
+    ensure!(
+        count == 1 || took >= SOON_US,
+        "{count} interrupts of one batch"
+    );
     Ok(())
 }
 

@@ -54,8 +54,8 @@ impl Worker {
             return;
         };
         self.leaving.retain(|leaving| leaving.group != index);
-        // Nobody else would raise it for what was completed here.
-        group.interrupt();
+        // Nobody keeps its time between two threads.
+        group.interrupt_now();
         let core = Arc::clone(&group.core);
         core.post(Event::CqGivenUp {
             group: Box::new(group),
