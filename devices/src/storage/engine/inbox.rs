@@ -105,10 +105,10 @@ impl Inbox {
         self.post(|_| ());
     }
 
-    /// Moves everything behind what is in `taken`; no system call if there is nothing.
-    pub fn take(&self, taken: &mut Taken) {
+    /// Moves everything behind what is in `taken`; `false`, without a system call, if there is nothing.
+    pub fn take(&self, taken: &mut Taken) -> bool {
         if !self.full.load(Ordering::Acquire) {
-            return;
+            return false;
         }
         let mut state = self.lock();
         taken.mail.append(&mut state.mail);
@@ -119,6 +119,7 @@ impl Inbox {
             let _ = self.event.read();
         }
         self.full.store(false, Ordering::Relaxed);
+        true
     }
 
     fn post(&self, add: impl FnOnce(&mut State)) {

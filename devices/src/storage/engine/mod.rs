@@ -255,14 +255,8 @@ impl Engine {
             Driver::Rings(rings) => rings.reap(&mut self.slab, out, &self.stats),
             Driver::Pool(_) => false,
         };
-        self.inbox.take(&mut self.taken);
-        self.remote = self.remote.saturating_sub(self.taken.mail.len());
-        out.append(&mut self.taken.mail);
-        for job in self.taken.jobs.drain(..) {
-            out.push(self.slab.finish(job));
-        }
-        for number in self.taken.disowned.drain(..) {
-            self.slab.files.disown(number);
+        if self.inbox.take(&mut self.taken) {
+            self.take_mail(out);
         }
         self.close_unused();
         if out.len() > before {
@@ -270,6 +264,18 @@ impl Engine {
         }
         if go_on {
             self.kick();
+        }
+    }
+
+    /// Handles what other threads left.
+    fn take_mail(&mut self, out: &mut Vec<Completion>) {
+        self.remote = self.remote.saturating_sub(self.taken.mail.len());
+        out.append(&mut self.taken.mail);
+        for job in self.taken.jobs.drain(..) {
+            out.push(self.slab.finish(job));
+        }
+        for number in self.taken.disowned.drain(..) {
+            self.slab.files.disown(number);
         }
     }
 
