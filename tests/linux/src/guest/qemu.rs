@@ -1,0 +1,48 @@
+//! The same guest on QEMU, to compare with.
+
+use std::path::Path;
+
+use anyhow::Result;
+use harness::{Process, Stdin};
+
+use super::{Guest, Running};
+use crate::kit::Kit;
+
+impl Guest {
+    /// Starts it on QEMU instead, with `image` behind QEMU's NVMe device and all else of the device
+    /// and its drive as QEMU has it by default. Options for berth are not looked at.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn start_on_qemu(self, kit: &Kit, image: &Path) -> Result<Running> {
+        let qemu = kit.file("qemu");
+        let com2 = self.dir.path().join("com2");
+        let mut command = Process::builder(qemu.join("lib/ld-linux-x86-64.so.2"))
+            .arg("--library-path")
+            .arg(qemu.join("lib"))
+            .arg(qemu.join("qemu-system-x86_64"))
+            .arg("-L")
+            .arg(qemu.join("firmware"))
+            .args(["-accel", "kvm", "-cpu", "host", "-m", self.memory])
+            .args(["-smp", &self.cpus.to_string()])
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .args(["-append", &self.command_line()])
+            .args([
+                "-drive",
+                &format!("file={},if=none,id=disk,format=raw", image.display()),
+            ])
+            .args(["-device", "nvme,drive=disk,serial=disk"])
+            .args(["-display", "none", "-vga", "none", "-net", "none"])
+            .args(["-monitor", "none", "-no-reboot", "-serial", "stdio"])
+            .args(["-serial", &format!("file:{}", com2.display())]);
+        if let Some(initrd) = &self.initrd {
+            command = command.arg("-initrd").arg(initrd);
+        }
+        Ok(Running {
+            vmm: "QEMU",
+            process: command.stdin(Stdin::Held).echo(self.echo).spawn()?,
+            dir: self.dir,
+        })
+    }
+}
