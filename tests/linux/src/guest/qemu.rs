@@ -1,7 +1,5 @@
 //! The same guest on QEMU, to compare with.
 
-use std::path::Path;
-
 use anyhow::Result;
 use harness::{Process, Stdin};
 
@@ -9,12 +7,13 @@ use super::{Guest, Running};
 use crate::kit::Kit;
 
 impl Guest {
-    /// Starts it on QEMU instead, with `image` behind QEMU's NVMe device and all else of the device
-    /// and its drive as QEMU has it by default. Options for berth are not looked at.
+    /// Starts it on QEMU instead, with an NVMe controller that has these drives as its namespaces,
+    /// in the words of `-drive`. Doorbells are ioeventfds, as with berth, which QEMU does not do by
+    /// itself; all else of the devices is by its defaults. Options for berth are not looked at.
     ///
     /// # Errors
     /// When QEMU cannot be started.
-    pub fn start_on_qemu(self, kit: &Kit, image: &Path) -> Result<Running> {
+    pub fn start_on_qemu(self, kit: &Kit, drives: &[String]) -> Result<Running> {
         let qemu = kit.file("qemu");
         let com2 = self.dir.path().join("com2");
         let mut command = Process::builder(qemu.join("lib/ld-linux-x86-64.so.2"))
@@ -28,14 +27,18 @@ impl Guest {
             .arg("-kernel")
             .arg(&self.kernel)
             .args(["-append", &self.command_line()])
-            .args([
-                "-drive",
-                &format!("file={},if=none,id=disk,format=raw", image.display()),
-            ])
-            .args(["-device", "nvme,drive=disk,serial=disk"])
+            .args(["-device", "nvme,id=controller,serial=disks,ioeventfd=on"])
             .args(["-display", "none", "-vga", "none", "-net", "none"])
             .args(["-monitor", "none", "-no-reboot", "-serial", "stdio"])
             .args(["-serial", &format!("file:{}", com2.display())]);
+        for (drive, nsid) in drives.iter().zip(1..) {
+            command = command
+                .args([
+                    "-drive",
+                    &format!("{drive},if=none,id=disk{nsid},format=raw"),
+                ])
+                .args(["-device", &format!("nvme-ns,drive=disk{nsid},nsid={nsid}")]);
+        }
         if let Some(initrd) = &self.initrd {
             command = command.arg("-initrd").arg(initrd);
         }
