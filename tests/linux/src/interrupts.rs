@@ -209,7 +209,9 @@ fn judge(samples: &[Sample]) -> Result<()> {
 }
 
 /// Of a batch, whose reads the host has at hand, one interrupt tells, on any VMM at least one. berth
-/// may take one more than QEMU: in runs beside other work, it took 1.00 to 1.03, QEMU 1.1 to 1.2.
+/// may take one more than QEMU: in twelve guests beside other work it took 1.00 to 1.03, QEMU's eight
+/// took 1.00 to 1.8. Reads that are submitted singly are served singly or together as the scheduler
+/// gives the CPU away; of these nothing but the count is told.
 fn compare(samples: &[Sample]) -> Result<()> {
     let per_batch = |vmm| {
         let sample = samples
