@@ -105,6 +105,17 @@ verify() {
     fi
 }
 
+# fio_counts FILE: of fio's JSON, for each job a line NAME ERR READS WRITES, the
+# I/Os that ended.
+fio_counts() {
+    awk -F '[ :,"]+' '
+        $2 == "jobname" { job = $3; sum = 0 }
+        $2 == "error" { err = $3 }
+        $2 == "total_ios" && ++sum == 1 { reads = $3 }
+        $2 == "total_ios" && sum == 2 { print job, err, reads, $3 }
+    ' "$1"
+}
+
 # passes DISK [OPTION...]: starts fio, which checks what it writes pass by pass
 # until passes_end.
 passes() {

@@ -1,5 +1,7 @@
 //! One Linux guest of berth: how it is started, talked to and judged.
 
+mod qemu;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,19 +31,20 @@ pub struct Guest {
     dir: TempDir,
 }
 
-/// A started guest. Dropping it kills berth.
+/// A started guest. Dropping it kills its VMM.
 pub struct Running {
+    vmm: &'static str,
     process: Process,
     dir: TempDir,
 }
 
 /// A guest that ended.
 pub struct Ended {
-    /// berth's exit.
+    /// The VMM's exit.
     pub exit: Exit,
     /// What the task printed, and the line `EXIT STATUS`.
     pub results: String,
-    /// The console and berth's own messages, for errors.
+    /// The console and the VMM's own messages, for errors.
     pub tail: String,
 }
 
@@ -126,6 +129,14 @@ impl Guest {
         self
     }
 
+    /// Sets the number of I/O threads.
+    #[must_use]
+    pub fn io_threads(mut self, threads: u32) -> Self {
+        self.options.push("--io-threads".into());
+        self.options.push(threads.to_string().into());
+        self
+    }
+
     /// Makes an empty image that lives as long as the guest, and adds it.
     ///
     /// # Errors
@@ -155,6 +166,10 @@ impl Guest {
         self.echo = true;
         self.append.retain(|word| word != "quiet");
         self
+    }
+
+    fn command_line(&self) -> String {
+        format!("{} berth.run={}", self.append.join(" "), self.task)
     }
 
     /// The arguments after `berth`.
@@ -188,6 +203,7 @@ impl Guest {
             .echo(self.echo)
             .spawn()?;
         Ok(Running {
+            vmm: "berth",
             process,
             dir: self.dir,
         })
@@ -220,7 +236,7 @@ impl Guest {
 }
 
 impl Running {
-    /// berth's process id.
+    /// The VMM's process id.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.process.pid()
@@ -310,12 +326,13 @@ impl Running {
     /// # Errors
     /// When it did not.
     pub fn succeed(self, limit: Duration) -> Result<Ended> {
+        let vmm = self.vmm;
         let ended = self.end(limit)?;
         let failed = ended.results.lines().any(|line| line.starts_with("FAILED"));
         let finished = ended.results.lines().any(|line| line == "EXIT 0");
         if ended.exit.status != Some(0) || failed || !finished {
             bail!(
-                "berth ended with {}; the task {}\n{}{}",
+                "{vmm} ended with {}; the task {}\n{}{}",
                 ended.exit,
                 if failed {
                     "failed"

@@ -96,7 +96,8 @@ impl Kit {
     }
 
     /// A file of the kit by name: `small.cpio` (busybox, nvme-cli),
-    /// `full.cpio` (fio and e2fsprogs too), `root.img`, `busybox`.
+    /// `full.cpio` (fio and e2fsprogs too), `root.img`, `busybox`, and the folder
+    /// `qemu` (`qemu-system-x86_64`, `lib/`, `firmware/`).
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -5,10 +5,13 @@
 //! does the very same.
 
 mod control;
+mod counters;
 mod guest;
 mod hotplug;
+mod interrupts;
 mod iolog;
 mod kit;
+mod kvmstat;
 mod measure;
 mod outer;
 mod report;

@@ -14,6 +14,13 @@ use crate::{Context, kernels, packages};
 /// Raised when what the images hold changes without a change of their inputs.
 const FORMAT: u32 = 1;
 
+/// What QEMU loads for a guest with a kernel, an NVMe device and serial ports.
+const FIRMWARE: [&str; 3] = [
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/kvmvapic.bin",
+    "/usr/share/qemu/linuxboot_dma.bin",
+];
+
 /// The root file system's image. The tree takes about 12 MiB.
 const ROOT_IMAGE_SIZE: &str = "48M";
 
@@ -48,6 +55,8 @@ struct Inputs {
     nvme: PathBuf,
     mke2fs: PathBuf,
     e2fsck: PathBuf,
+    /// For guests on QEMU, to compare with.
+    qemu: PathBuf,
     /// `resources/fio`
     jobs: PathBuf,
     /// `resources/guest`
@@ -72,6 +81,7 @@ impl Inputs {
             nvme: packages::program("nvme")?,
             mke2fs: packages::program("mke2fs")?,
             e2fsck: packages::program("e2fsck")?,
+            qemu: packages::program("qemu-system-x86_64")?,
             jobs: context.root.join("resources/fio"),
             scripts: context.root.join("resources/guest"),
             kernels,
@@ -86,8 +96,10 @@ impl Inputs {
             &self.nvme,
             &self.mke2fs,
             &self.e2fsck,
+            &self.qemu,
         ];
         let mut files: Vec<PathBuf> = programs.into_iter().cloned().collect();
+        files.extend(FIRMWARE.map(PathBuf::from));
         list_files(&self.scripts, &mut files)?;
         list_files(&self.jobs, &mut files)?;
         files.sort();
@@ -127,7 +139,24 @@ impl Inputs {
 
         make_root_image(&small, &kit.join("root.img"))?;
         fs::copy(&self.busybox, kit.join("busybox"))?;
-        Ok(())
+        self.build_qemu(&kit.join("qemu"))
+    }
+
+    /// QEMU as a folder of its own, with its libraries and firmware.
+    fn build_qemu(&self, folder: &Path) -> Result<()> {
+        let mut tree = Tree::new();
+        tree.copy("qemu-system-x86_64", 0o755, &self.qemu);
+        for library in harness::tree::libraries(&self.qemu)? {
+            tree.copy(&format!("lib/{}", name(&library)?), 0o755, &library);
+        }
+        for file in FIRMWARE.map(Path::new) {
+            tree.copy(&format!("firmware/{}", name(file)?), 0o644, file);
+        }
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        fs::create_dir(folder)?;
+        Ok(tree.write_folder(folder)?)
     }
 
     fn base(&self) -> Result<Tree> {
@@ -151,6 +180,11 @@ impl Inputs {
         }
         Ok(tree)
     }
+}
+
+fn name(path: &Path) -> Result<std::borrow::Cow<'_, str>> {
+    let name = path.file_name().context("a file without a name")?;
+    Ok(name.to_string_lossy())
 }
 
 fn make_root_image(tree: &Tree, image: &Path) -> Result<()> {
