@@ -187,6 +187,35 @@ fn a_queue_with_shadow_doorbells_moves_with_its_events() {
 }
 
 #[test]
+fn a_queue_that_waits_for_room_is_told_of_it_by_its_new_thread_too() {
+    let machine = Machine::new();
+    let control = machine.test_namespace();
+    control.set_mode(Mode::Inline);
+    let guest = machine.enabled("c");
+    let _pairs = [1, 2].map(|id| guest.create_pair(id, 64));
+    let mut cq = guest.create_cq(3, 4);
+    let mut sq = guest.create_sq(3, 64, 3);
+    assert_eq!(threads(&guest), [0, 1, 0]);
+    for cid in 0..6 {
+        guest.push(&mut sq, &flush(cid));
+    }
+    guest.ring_sq(&sq);
+    let head = |id: u64| BAR + 0x1004 + id * 8;
+    wait_until("the thread to wait for room", || {
+        guest.io_events.kept() == [head(1), head(2)]
+    });
+    delete_pair(&guest, 2);
+    wait_until("the queue to move", || threads(&guest) == [0, 1]);
+    wait_until("the new thread to wait for room", || {
+        guest.io_events.kept() == [head(1)]
+    });
+    // No exit but those of the heads from here on.
+    for cid in 0..6 {
+        assert_eq!(guest.wait_cqe(&mut cq).cid, cid);
+    }
+}
+
+#[test]
 fn a_completion_queue_moves_with_all_that_feeds_it() {
     let machine = Machine::new();
     machine.test_namespace();
