@@ -9,6 +9,8 @@ mod protocol;
 mod slots;
 #[cfg(test)]
 mod steady;
+#[cfg(test)]
+mod turns;
 mod worker;
 
 use std::io;

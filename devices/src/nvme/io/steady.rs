@@ -40,17 +40,19 @@ fn serve(worker: &mut Worker) -> Turn {
 }
 
 /// A queue pair with shadow doorbells, its worker, and its guest.
-struct Driver {
-    ram: GuestRam,
-    values: MappedRange,
-    worker: Worker,
+pub(super) struct Driver {
+    pub ram: GuestRam,
+    pub values: MappedRange,
+    pub worker: Worker,
+    pub core: Arc<Core>,
+    pub shared: Arc<Shared>,
     tail: u32,
     head: u32,
     phase: bool,
 }
 
 impl Driver {
-    fn new(kind: BackendKind) -> Self {
+    pub fn new(kind: BackendKind) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
         let ram = GuestRam::new(memory);
         let shared = Arc::new(Shared::new(0, Duration::ZERO).unwrap());
@@ -64,7 +66,7 @@ impl Driver {
             stats: Arc::default(),
         });
         shared.send(Message::AddSq {
-            core,
+            core: Arc::clone(&core),
             queue: SubmissionQueue::new(&ram, 1, SQ, ENTRIES).unwrap(),
             cqid: 1,
             stats: Arc::default(),
@@ -73,6 +75,8 @@ impl Driver {
             values: ram.map(VALUES, 4096).unwrap(),
             ram,
             worker,
+            core,
+            shared,
             tail: 0,
             head: 0,
             phase: true,
@@ -142,7 +146,8 @@ impl Driver {
         self.values.store_u32(12, self.head, Ordering::Release);
     }
 
-    fn take(&mut self) -> Option<Cqe> {
+    /// Takes the next completion, if there is one.
+    pub fn take(&mut self) -> Option<Cqe> {
         let cqe: Cqe = self.ram.read(CQ + u64::from(self.head) * 16).unwrap();
         if cqe.phase() != self.phase {
             return None;
