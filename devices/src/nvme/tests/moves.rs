@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::fakes::wait_until;
 use super::harness::*;
 use super::held::{InFlight, remove, stubborn_namespace, wait};
 use crate::nvme::spec::{AdminOpcode, NvmOpcode, Status};
+use crate::nvme::{IoThreads, IoThreadsConfig};
+use crate::ram::GuestRam;
 use crate::storage::testing::{Mode, TestControl};
 
 /// A move that only its test brings to an end.
@@ -663,4 +666,19 @@ fn threads_run_on_the_cpus_they_are_given_in_turn() {
     assert_eq!(cpus(&[]), [&allowed[..]; 3]);
     assert!(machine.io_threads.like_these(1, &[1023]).is_err());
     assert!(machine.io_threads.like_these(1, &[5000]).is_err());
+}
+
+#[test]
+fn threads_that_cannot_all_start_end() {
+    let region = GuestRegionMmap::from_range(GuestAddress(0), 4096, None).unwrap();
+    let region = Arc::new(region);
+    let left = Arc::downgrade(&region);
+    let ram = GuestRam::new(GuestMemoryMmap::from_arc_regions(vec![region]).unwrap());
+    let config = IoThreadsConfig {
+        cpus: vec![crate::affinity::allowed().unwrap()[0], 1023],
+        ..IoThreadsConfig::of(2)
+    };
+    assert!(IoThreads::with(&config, &ram).is_err());
+    drop(ram);
+    wait_until("all threads to end", || left.upgrade().is_none());
 }
