@@ -3,6 +3,8 @@
 mod alarm;
 mod balance;
 mod command;
+#[cfg(test)]
+mod leaving;
 mod polling;
 #[cfg(test)]
 mod protocol;

@@ -10,9 +10,11 @@ use super::fakes::wait_until;
 use super::harness::*;
 use super::held::{InFlight, remove, stubborn_namespace, wait};
 use crate::nvme::spec::{AdminOpcode, NvmOpcode, Status};
-use crate::nvme::{IoThreads, IoThreadsConfig};
+use crate::nvme::{ControllerState, IoThreads, IoThreadsConfig};
 use crate::ram::GuestRam;
-use crate::storage::testing::{Mode, TestControl};
+use crate::storage::testing::{Mode, TestBackend, TestControl};
+use crate::storage::{Backend, Cancel, Engine, Request, Submitted, Token};
+use crate::subsystem::NamespaceConfig;
 
 /// A move that only its test brings to an end.
 const NO_LIMIT: Duration = Duration::from_secs(3600);
@@ -414,6 +416,103 @@ fn an_empty_completion_queue_can_be_deleted_while_it_moves() {
         }
         assert_eq!(loads(&machine), [(0, 0); 2]);
     }
+}
+
+#[test]
+fn what_waits_for_a_queue_that_moves_comes_to_it_if_it_stays() {
+    // Long enough for a few admin commands, else there is nothing to see.
+    let machine = Machine::with_move_limit(2, Duration::from_millis(300));
+    let control = machine.test_namespace();
+    let guest = machine.enabled("c");
+    let [_first, _, mut last] = three_pairs(&guest);
+    hold_one(&guest, &mut last, &control);
+    delete_pair(&guest, 2);
+    let mut new = guest.create_sq(5, 8, 3);
+    let held = guest.submit_admin(abort(3, 1));
+    guest.submit(&mut new, &flush(7));
+    let mut ended = [0; 2].map(|_| {
+        let cqe = guest.wait_cqe(&mut last.1);
+        (cqe.sqid, cqe.cid, cqe.status())
+    });
+    ended.sort_unstable_by_key(|(sqid, ..)| *sqid);
+    let expected = [(3, 1, Status::ABORT_REQUESTED), (5, 7, Status::SUCCESS)];
+    assert_eq!(ended, expected);
+    assert_eq!(guest.wait_admin(held).dw0, 0);
+}
+
+/// A backend whose cancels wait for the test.
+struct SlowCancel {
+    inner: Arc<TestBackend>,
+    begun: EventFd,
+    go_on: EventFd,
+}
+
+impl Backend for SlowCancel {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn block_size(&self) -> u32 {
+        self.inner.block_size()
+    }
+
+    fn describe(&self) -> String {
+        "slow-cancel".into()
+    }
+
+    fn submit(&self, engine: &mut Engine, request: &Request<'_>) -> Submitted {
+        self.inner.submit(engine, request)
+    }
+
+    fn cancel(&self, engine: &mut Engine, token: Token) -> Cancel {
+        self.begun.write(1).unwrap();
+        wait(&self.go_on);
+        self.inner.cancel(engine, token)
+    }
+}
+
+#[test]
+fn a_queue_that_comes_behind_the_reset_moves_nowhere() {
+    let machine = Machine::with_move_limit(2, NO_LIMIT);
+    let (inner, control) = TestBackend::new(1 << 20, 512);
+    let (begun, go_on) = (event(), event());
+    let backend = SlowCancel {
+        inner,
+        begun: begun.try_clone().unwrap(),
+        go_on: go_on.try_clone().unwrap(),
+    };
+    let config = NamespaceConfig {
+        shared: true,
+        ..NamespaceConfig::default()
+    };
+    let namespace = machine
+        .subsystem
+        .add_namespace(config, Arc::new(backend))
+        .unwrap();
+    let guest = machine.enabled("c");
+    let [_first, _, mut last] = three_pairs(&guest);
+    hold_one(&guest, &mut last, &control);
+    delete_pair(&guest, 2);
+    wait_until("a move to begin", || loads(&machine) == [(1, 1); 2]);
+    // The thread is about to end the command that the move waits for.
+    guest.controller.abort_namespace(&namespace);
+    wait(&begun);
+    guest.write32(CC, CC_ENABLE & !1);
+    wait_until("the reset to begin", || {
+        guest.controller.info().state == ControllerState::Resetting
+    });
+    go_on.write(1).unwrap();
+    guest.wait_csts("the reset", 1, 0);
+    control.set_mode(Mode::Inline);
+    guest.enable();
+    let mut pairs = three_pairs(&guest);
+    pairs.iter_mut().for_each(|pair| works(&guest, pair));
+    let moves = machine.io_threads.info().into_iter();
+    assert_eq!(moves.map(|thread| thread.moves).sum::<u64>(), 0);
 }
 
 #[test]
