@@ -321,6 +321,30 @@ fn a_queue_that_was_kept_moves_when_the_loads_change_again() {
     works(&guest, &mut last);
 }
 
+#[test]
+fn a_queue_that_was_kept_leaves_the_move_to_another_controller() {
+    // Long enough to see the move begin on a busy host.
+    let machine = Machine::with_move_limit(2, Duration::from_secs(1));
+    let control = machine.test_namespace();
+    let (a, b) = (machine.enabled("a"), machine.enabled("b"));
+    let mut of_a = a.create_pair(1, 64);
+    let _gone = a.create_pair(2, 64);
+    let mut of_b = b.create_pair(1, 64);
+    assert_eq!((threads(&a), threads(&b)), (vec![0, 1], vec![0]));
+    hold_one(&a, &mut of_a, &control);
+    let paused = b.main_loop.pause();
+    delete_pair(&a, 2);
+    wait_until("a move to begin", || loads(&machine) == [(1, 1); 2]);
+    let _ = b.controller.event().read();
+    wait(b.controller.event());
+    assert_eq!(loads(&machine), [(2, 2), (0, 0)]);
+    drop(paused);
+    wait_until("the other queue to move", || threads(&b) == [1]);
+    assert_eq!(threads(&a), [0]);
+    works(&a, &mut of_a);
+    works(&b, &mut of_b);
+}
+
 /// A machine where pair 3 waits for a command in flight, to move to the second thread.
 struct Moving {
     machine: Arc<Machine>,
