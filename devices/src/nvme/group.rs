@@ -141,9 +141,11 @@ impl Group {
         self.refresh_head();
     }
 
-    /// Goes to another thread, with the shadow buffers in use now.
+    /// Goes to another thread, with the shadow buffers in use now and its doorbells registered anew.
     pub fn move_on(&mut self, shadow: Option<Arc<Shadow>>) {
         self.state = State::Running;
+        // Its next owner pauses them again if it waits for room.
+        self.heads = Heads::Kept;
         if let Some(shadow) = shadow
             && !self
                 .shadow

@@ -251,12 +251,14 @@ impl IoQueues {
         Some(self.sqs.get(&sqid)?.cqid)
     }
 
-    /// Has the kernel signal all doorbells from now on.
+    /// Has the kernel signal all doorbells from now on, but those of queues that are being deleted.
     pub fn add_doorbell_events(&self, controller: &Controller) {
-        for (&qid, cq) in &self.cqs {
+        let cqs = self.cqs.iter().filter(|(_, cq)| cq.life == Life::Alive);
+        for (&qid, cq) in cqs {
             controller.add_doorbell_event(DoorbellId::cq(qid), cq.thread);
         }
-        for (&qid, sq) in &self.sqs {
+        let sqs = self.sqs.iter().filter(|(_, sq)| sq.life == Life::Alive);
+        for (&qid, sq) in sqs {
             if let Some(cq) = self.cqs.get(&sq.cqid) {
                 controller.add_doorbell_event(DoorbellId::sq(qid), cq.thread);
             }

@@ -92,6 +92,8 @@ pub struct Started {
     pub error: Option<BackendError>,
     /// For the counters.
     pub counted: Counted,
+    /// Bytes of the medium that the requests are for.
+    pub bytes: u64,
 }
 
 impl Started {
@@ -100,6 +102,7 @@ impl Started {
             pending: 0,
             error: None,
             counted,
+            bytes: 0,
         }
     }
 
@@ -191,6 +194,7 @@ fn transfer(context: &mut Context<'_>, sqe: &Sqe, kind: Kind) -> Result<Started,
         token: context.token,
     };
     let mut started = Started::new(counted);
+    started.bytes = len;
     started.add(namespace.backend().submit(context.engine, &request));
     Ok(started)
 }
@@ -238,6 +242,7 @@ fn write_zeroes(context: &mut Context<'_>, sqe: &Sqe) -> Result<Started, Command
         fua: cdw12.fua() || context.core.write_through(),
     };
     let mut started = Started::new(Counted::Nothing);
+    started.bytes = range.1;
     started.add(submit(context, namespace, op, range));
     Ok(started)
 }
@@ -264,6 +269,7 @@ fn dataset_management(context: &mut Context<'_>, sqe: &Sqe) -> Result<Started, C
     for range in &*ranges {
         let bytes = byte_range(namespace, range.slba, u64::from(range.nlb))?;
         if bytes.1 > 0 {
+            started.bytes = started.bytes.saturating_add(bytes.1);
             started.add(submit(context, namespace, Op::Discard, bytes));
         }
     }

@@ -3,12 +3,16 @@
 mod alarm;
 mod balance;
 mod command;
+#[cfg(test)]
+mod leaving;
 mod polling;
 #[cfg(test)]
 mod protocol;
 mod slots;
 #[cfg(test)]
 mod steady;
+#[cfg(test)]
+mod turns;
 mod worker;
 
 use std::io;
@@ -312,15 +316,20 @@ impl IoThreads {
 }
 
 impl Drop for IoThreads {
+    /// Has all threads end before the first is waited for.
     fn drop(&mut self) {
         for thread in &self.threads {
             thread.shared.send(Message::Stop);
         }
-        for thread in &mut self.threads {
-            if let Some(handle) = thread.handle.take() {
-                // It panicked only if there is a bug, and then the process is gone.
-                let _ = handle.join();
-            }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.shared.send(Message::Stop);
+        if let Some(handle) = self.handle.take() {
+            // It panicked only if there is a bug, and then the process is gone.
+            let _ = handle.join();
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::nvme::tests::fakes::Nothing;
 use crate::nvme::tests::held::{subsystem, table_of_subsystem};
 use crate::pci::msix::Msix;
 use crate::ram::{GuestRam, MappedRange};
-use crate::storage::{BackendConfig, BackendKind, CacheMode, Engine, open};
+use crate::storage::{Backend, BackendConfig, BackendKind, CacheMode, Engine, open};
 use crate::subsystem::NamespaceConfig;
 
 const SQ: u64 = 0x1_0000;
@@ -40,23 +40,35 @@ fn serve(worker: &mut Worker) -> Turn {
 }
 
 /// A queue pair with shadow doorbells, its worker, and its guest.
-struct Driver {
-    ram: GuestRam,
-    values: MappedRange,
-    worker: Worker,
+pub(super) struct Driver {
+    pub ram: GuestRam,
+    pub values: MappedRange,
+    pub worker: Worker,
+    pub core: Arc<Core>,
+    pub shared: Arc<Shared>,
     tail: u32,
     head: u32,
     phase: bool,
 }
 
 impl Driver {
-    fn new(kind: BackendKind) -> Self {
+    pub fn new(kind: BackendKind) -> Self {
+        let config = BackendConfig {
+            kind,
+            read_only: false,
+            block_size: 4096,
+        };
+        Self::with(open(&config).unwrap())
+    }
+
+    /// With namespace 1 on `backend`. A queue that is to move may take no time for that.
+    pub fn with(backend: Arc<dyn Backend>) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
         let ram = GuestRam::new(memory);
         let shared = Arc::new(Shared::new(0, Duration::ZERO).unwrap());
         let engine = Engine::new(ram.clone()).unwrap();
         let worker = Worker::new(Arc::clone(&shared), engine).unwrap();
-        let core = Self::core(&ram, kind);
+        let core = Self::core(&ram, backend);
         let queue = CompletionQueue::new(&ram, 1, CQ, ENTRIES, Some(1)).unwrap();
         shared.send(Message::AddCq {
             core: Arc::clone(&core),
@@ -64,7 +76,7 @@ impl Driver {
             stats: Arc::default(),
         });
         shared.send(Message::AddSq {
-            core,
+            core: Arc::clone(&core),
             queue: SubmissionQueue::new(&ram, 1, SQ, ENTRIES).unwrap(),
             cqid: 1,
             stats: Arc::default(),
@@ -73,13 +85,15 @@ impl Driver {
             values: ram.map(VALUES, 4096).unwrap(),
             ram,
             worker,
+            core,
+            shared,
             tail: 0,
             head: 0,
             phase: true,
         }
     }
 
-    fn core(ram: &GuestRam, kind: BackendKind) -> Arc<Core> {
+    fn core(ram: &GuestRam, backend: Arc<dyn Backend>) -> Arc<Core> {
         let doorbells = Doorbells::new(2, Arc::new(Nothing), Arc::new(Nothing));
         doorbells.open(DoorbellId::sq(1), ENTRIES, 0);
         doorbells.open(DoorbellId::cq(1), ENTRIES, 0);
@@ -98,23 +112,17 @@ impl Driver {
         let core = core.unwrap();
         core.set_bus_master(true);
         let subsystem = subsystem("subsys0", true);
-        let config = BackendConfig {
-            kind,
-            read_only: false,
-            block_size: 4096,
-        };
         let namespace = NamespaceConfig {
             shared: true,
             ..NamespaceConfig::default()
         };
-        let backend = open(&config).unwrap();
         subsystem.add_namespace(namespace, backend).unwrap();
         core.set_namespaces(table_of_subsystem(&subsystem), &[1]);
         Arc::new(core)
     }
 
-    /// Reads `count` blocks, all out at a time.
-    fn batch(&mut self, count: u32) {
+    /// Submits reads of `count` blocks.
+    pub fn submit(&mut self, count: u32) {
         for slot in 0..u16::try_from(count).unwrap() {
             let sqe = Sqe {
                 cdw0: Cdw0::new().with_opc(NvmOpcode::READ.0).with_cid(slot),
@@ -129,6 +137,11 @@ impl Driver {
             self.tail = (self.tail + 1) % ENTRIES;
         }
         self.values.store_u32(8, self.tail, Ordering::Release);
+    }
+
+    /// Reads `count` blocks, all out at a time.
+    fn batch(&mut self, count: u32) {
+        self.submit(count);
         let start = Instant::now();
         let mut left = count;
         while left > 0 {
@@ -142,7 +155,8 @@ impl Driver {
         self.values.store_u32(12, self.head, Ordering::Release);
     }
 
-    fn take(&mut self) -> Option<Cqe> {
+    /// Takes the next completion, if there is one.
+    pub fn take(&mut self) -> Option<Cqe> {
         let cqe: Cqe = self.ram.read(CQ + u64::from(self.head) * 16).unwrap();
         if cqe.phase() != self.phase {
             return None;

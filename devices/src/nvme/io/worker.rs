@@ -32,6 +32,10 @@ pub(super) use moving::MOVE_LIMIT;
 /// Commands fetched from one queue before completions are looked at.
 const BATCH: usize = 64;
 
+/// Bytes of commands that end at once after which a queue's turn is over: they are moved on this thread,
+/// and other queues and the interrupt wait for it.
+const INLINE_BYTES: u64 = 1 << 20;
+
 /// How often a thread that waits for a reset's last commands says so, in milliseconds.
 const RESET_NOTICE_MS: i32 = 5_000;
 
@@ -88,6 +92,8 @@ pub struct Worker {
     polling: Polling,
     // For interrupts that are put off.
     alarm: Alarm,
+    // Bytes of commands that ended at once, since the queues were last looked at.
+    inline: u64,
     // Reused from command to command.
     completions: Vec<Completion>,
     data: Vec<GuestSlice>,
@@ -119,6 +125,7 @@ impl Worker {
             leaving: Vec::new(),
             polling: Polling::default(),
             alarm,
+            inline: 0,
             completions: Vec::new(),
             data: Vec::new(),
         })
@@ -241,13 +248,15 @@ impl Worker {
         })
     }
 
-    /// Serves every queue, at most [`BATCH`] commands each. `true` if there was a command.
+    /// Serves every queue, at most [`BATCH`] commands each and one turn if many bytes were moved in it.
+    /// `true` if there was a command.
     fn serve_queues(&mut self) -> bool {
         for group in self.groups.iter_mut().flatten() {
             group.snapshots.refresh();
         }
+        self.inline = 0;
         let mut turn = 0;
-        while self.serve_turn(turn) {
+        while self.inline < INLINE_BYTES && self.serve_turn(turn) {
             turn += 1;
         }
         turn > 0
@@ -277,8 +286,9 @@ impl Worker {
 
     fn serve_queue(&mut self, group: usize, sq: usize, limit: usize) -> bool {
         let mut any = false;
+        let inline = self.inline;
         for _ in 0..limit {
-            if !self.engine.has_room() {
+            if !self.engine.has_room() || self.inline - inline >= INLINE_BYTES {
                 break;
             }
             let fetched = self.groups[group]
@@ -322,6 +332,7 @@ impl Worker {
         match started {
             Err(error) => self.finish(key, Err(error)),
             Ok(started) if started.pending == 0 => {
+                self.inline = self.inline.saturating_add(started.bytes);
                 self.count(index, sq, started.counted);
                 let end = started
                     .error

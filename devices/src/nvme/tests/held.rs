@@ -19,6 +19,12 @@ pub struct Stubborn {
 }
 
 impl Stubborn {
+    pub fn new(size: u64, block_size: u32) -> (Arc<Self>, TestControl) {
+        let (inner, control) = TestBackend::new(size, block_size);
+        let cancels = Mutex::default();
+        (Arc::new(Self { inner, cancels }), control)
+    }
+
     /// Waits until `count` cancels were tried.
     pub fn wait_cancels(&self, count: usize) {
         wait_until("the cancels to be tried", || {
@@ -56,11 +62,7 @@ impl Backend for Stubborn {
 
 /// Adds a shared namespace whose requests end only when the test releases them.
 pub fn stubborn_namespace(machine: &Machine) -> (Arc<Stubborn>, TestControl) {
-    let (inner, control) = TestBackend::new(1 << 20, 512);
-    let backend = Arc::new(Stubborn {
-        inner,
-        cancels: Mutex::default(),
-    });
+    let (backend, control) = Stubborn::new(1 << 20, 512);
     let config = NamespaceConfig {
         shared: true,
         ..NamespaceConfig::default()

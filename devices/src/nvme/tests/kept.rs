@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::fakes::wait_until;
 use super::harness::*;
-use crate::nvme::spec::{AdminOpcode, Status};
+use crate::nvme::spec::{AdminOpcode, Sqe, Status};
 use crate::pci::PciDevice;
 use crate::storage::testing::Mode;
 
@@ -144,6 +144,26 @@ fn shadow_doorbells_start_with_what_was_kept() {
     for cid in 0..50 {
         assert_eq!(guest.io(&mut pair, &flush(cid)).cid, cid);
     }
+}
+
+#[test]
+fn a_head_that_is_kept_behind_the_command_starts_shadow_doorbells_too() {
+    let (machine, guest) = start();
+    let mut pair = guest.create_pair(1, 8);
+    guest.submit(&mut pair.0, &flush(1));
+    pair.1.wait();
+    let pages = [machine.page(), machine.page()];
+    let paused = guest.main_loop.pause();
+    let command = guest.submit_admin(Sqe {
+        prp1: pages[0],
+        prp2: pages[1],
+        ..admin(AdminOpcode::DOORBELL_BUFFER_CONFIG)
+    });
+    // Another vCPU's write, which nobody takes before the controller does.
+    guest.ring_cq(&pair.1);
+    drop(paused);
+    assert_eq!(guest.wait_admin(command).status(), Status::SUCCESS);
+    assert_eq!(machine.ram.read::<u32>(pages[0] + 12).unwrap(), 1);
 }
 
 #[test]

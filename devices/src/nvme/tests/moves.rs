@@ -3,13 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::fakes::wait_until;
 use super::harness::*;
 use super::held::{InFlight, remove, stubborn_namespace, wait};
 use crate::nvme::spec::{AdminOpcode, NvmOpcode, Status};
-use crate::storage::testing::{Mode, TestControl};
+use crate::nvme::{ControllerState, IoThreads, IoThreadsConfig};
+use crate::ram::GuestRam;
+use crate::storage::testing::{Mode, TestBackend, TestControl};
+use crate::storage::{Backend, Cancel, Engine, Request, Submitted, Token};
+use crate::subsystem::NamespaceConfig;
 
 /// A move that only its test brings to an end.
 const NO_LIMIT: Duration = Duration::from_secs(3600);
@@ -187,6 +192,35 @@ fn a_queue_with_shadow_doorbells_moves_with_its_events() {
 }
 
 #[test]
+fn a_queue_that_waits_for_room_is_told_of_it_by_its_new_thread_too() {
+    let machine = Machine::new();
+    let control = machine.test_namespace();
+    control.set_mode(Mode::Inline);
+    let guest = machine.enabled("c");
+    let _pairs = [1, 2].map(|id| guest.create_pair(id, 64));
+    let mut cq = guest.create_cq(3, 4);
+    let mut sq = guest.create_sq(3, 64, 3);
+    assert_eq!(threads(&guest), [0, 1, 0]);
+    for cid in 0..6 {
+        guest.push(&mut sq, &flush(cid));
+    }
+    guest.ring_sq(&sq);
+    let head = |id: u64| BAR + 0x1004 + id * 8;
+    wait_until("the thread to wait for room", || {
+        guest.io_events.kept() == [head(1), head(2)]
+    });
+    delete_pair(&guest, 2);
+    wait_until("the queue to move", || threads(&guest) == [0, 1]);
+    wait_until("the new thread to wait for room", || {
+        guest.io_events.kept() == [head(1)]
+    });
+    // No exit but those of the heads from here on.
+    for cid in 0..6 {
+        assert_eq!(guest.wait_cqe(&mut cq).cid, cid);
+    }
+}
+
+#[test]
 fn a_completion_queue_moves_with_all_that_feeds_it() {
     let machine = Machine::new();
     machine.test_namespace();
@@ -287,6 +321,30 @@ fn a_queue_that_was_kept_moves_when_the_loads_change_again() {
     works(&guest, &mut last);
 }
 
+#[test]
+fn a_queue_that_was_kept_leaves_the_move_to_another_controller() {
+    // Long enough to see the move begin on a busy host.
+    let machine = Machine::with_move_limit(2, Duration::from_secs(1));
+    let control = machine.test_namespace();
+    let (a, b) = (machine.enabled("a"), machine.enabled("b"));
+    let mut of_a = a.create_pair(1, 64);
+    let _gone = a.create_pair(2, 64);
+    let mut of_b = b.create_pair(1, 64);
+    assert_eq!((threads(&a), threads(&b)), (vec![0, 1], vec![0]));
+    hold_one(&a, &mut of_a, &control);
+    let paused = b.main_loop.pause();
+    delete_pair(&a, 2);
+    wait_until("a move to begin", || loads(&machine) == [(1, 1); 2]);
+    let _ = b.controller.event().read();
+    wait(b.controller.event());
+    assert_eq!(loads(&machine), [(2, 2), (0, 0)]);
+    drop(paused);
+    wait_until("the other queue to move", || threads(&b) == [1]);
+    assert_eq!(threads(&a), [0]);
+    works(&a, &mut of_a);
+    works(&b, &mut of_b);
+}
+
 /// A machine where pair 3 waits for a command in flight, to move to the second thread.
 struct Moving {
     machine: Arc<Machine>,
@@ -382,6 +440,103 @@ fn an_empty_completion_queue_can_be_deleted_while_it_moves() {
         }
         assert_eq!(loads(&machine), [(0, 0); 2]);
     }
+}
+
+#[test]
+fn what_waits_for_a_queue_that_moves_comes_to_it_if_it_stays() {
+    // Long enough for a few admin commands, else there is nothing to see.
+    let machine = Machine::with_move_limit(2, Duration::from_millis(300));
+    let control = machine.test_namespace();
+    let guest = machine.enabled("c");
+    let [_first, _, mut last] = three_pairs(&guest);
+    hold_one(&guest, &mut last, &control);
+    delete_pair(&guest, 2);
+    let mut new = guest.create_sq(5, 8, 3);
+    let held = guest.submit_admin(abort(3, 1));
+    guest.submit(&mut new, &flush(7));
+    let mut ended = [0; 2].map(|_| {
+        let cqe = guest.wait_cqe(&mut last.1);
+        (cqe.sqid, cqe.cid, cqe.status())
+    });
+    ended.sort_unstable_by_key(|(sqid, ..)| *sqid);
+    let expected = [(3, 1, Status::ABORT_REQUESTED), (5, 7, Status::SUCCESS)];
+    assert_eq!(ended, expected);
+    assert_eq!(guest.wait_admin(held).dw0, 0);
+}
+
+/// A backend whose cancels wait for the test.
+struct SlowCancel {
+    inner: Arc<TestBackend>,
+    begun: EventFd,
+    go_on: EventFd,
+}
+
+impl Backend for SlowCancel {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn block_size(&self) -> u32 {
+        self.inner.block_size()
+    }
+
+    fn describe(&self) -> String {
+        "slow-cancel".into()
+    }
+
+    fn submit(&self, engine: &mut Engine, request: &Request<'_>) -> Submitted {
+        self.inner.submit(engine, request)
+    }
+
+    fn cancel(&self, engine: &mut Engine, token: Token) -> Cancel {
+        self.begun.write(1).unwrap();
+        wait(&self.go_on);
+        self.inner.cancel(engine, token)
+    }
+}
+
+#[test]
+fn a_queue_that_comes_behind_the_reset_moves_nowhere() {
+    let machine = Machine::with_move_limit(2, NO_LIMIT);
+    let (inner, control) = TestBackend::new(1 << 20, 512);
+    let (begun, go_on) = (event(), event());
+    let backend = SlowCancel {
+        inner,
+        begun: begun.try_clone().unwrap(),
+        go_on: go_on.try_clone().unwrap(),
+    };
+    let config = NamespaceConfig {
+        shared: true,
+        ..NamespaceConfig::default()
+    };
+    let namespace = machine
+        .subsystem
+        .add_namespace(config, Arc::new(backend))
+        .unwrap();
+    let guest = machine.enabled("c");
+    let [_first, _, mut last] = three_pairs(&guest);
+    hold_one(&guest, &mut last, &control);
+    delete_pair(&guest, 2);
+    wait_until("a move to begin", || loads(&machine) == [(1, 1); 2]);
+    // The thread is about to end the command that the move waits for.
+    guest.controller.abort_namespace(&namespace);
+    wait(&begun);
+    guest.write32(CC, CC_ENABLE & !1);
+    wait_until("the reset to begin", || {
+        guest.controller.info().state == ControllerState::Resetting
+    });
+    go_on.write(1).unwrap();
+    guest.wait_csts("the reset", 1, 0);
+    control.set_mode(Mode::Inline);
+    guest.enable();
+    let mut pairs = three_pairs(&guest);
+    pairs.iter_mut().for_each(|pair| works(&guest, pair));
+    let moves = machine.io_threads.info().into_iter();
+    assert_eq!(moves.map(|thread| thread.moves).sum::<u64>(), 0);
 }
 
 #[test]
@@ -634,4 +789,19 @@ fn threads_run_on_the_cpus_they_are_given_in_turn() {
     assert_eq!(cpus(&[]), [&allowed[..]; 3]);
     assert!(machine.io_threads.like_these(1, &[1023]).is_err());
     assert!(machine.io_threads.like_these(1, &[5000]).is_err());
+}
+
+#[test]
+fn threads_that_cannot_all_start_end() {
+    let region = GuestRegionMmap::from_range(GuestAddress(0), 4096, None).unwrap();
+    let region = Arc::new(region);
+    let left = Arc::downgrade(&region);
+    let ram = GuestRam::new(GuestMemoryMmap::from_arc_regions(vec![region]).unwrap());
+    let config = IoThreadsConfig {
+        cpus: vec![crate::affinity::allowed().unwrap()[0], 1023],
+        ..IoThreadsConfig::of(2)
+    };
+    assert!(IoThreads::with(&config, &ram).is_err());
+    drop(ram);
+    wait_until("all threads to end", || left.upgrade().is_none());
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::fakes::wait_until;
 use super::harness::*;
+use super::held::{InFlight, stubborn_namespace};
 use crate::nvme::spec::{AdminOpcode, NvmOpcode, Sqe, Status};
 use crate::pci::PciDevice;
 use crate::storage::testing::Mode;
@@ -397,6 +398,21 @@ fn events_are_where_the_doorbells_of_io_queues_are() {
     assert_eq!(events(), [0u64; 0]);
     guest.plug(BAR, PAIRS + 1);
     assert_eq!(events(), [0u64; 0]);
+}
+
+#[test]
+fn a_queue_that_is_being_deleted_gets_no_event() {
+    let machine = Machine::new();
+    let (_backend, control) = stubborn_namespace(&machine);
+    let guest = machine.enabled("c");
+    let (base, _) = guest.controller.bar_window(0).unwrap();
+    let held = InFlight::start(&guest, &control, 1, 1);
+    let deletion = guest.submit_admin(delete_queue(AdminOpcode::DELETE_SQ, 1));
+    guest.start_shadow();
+    control.release_all();
+    assert_eq!(guest.wait_admin(deletion).status(), Status::SUCCESS);
+    assert_eq!(guest.io_events.addresses(), [base + 0x100c]);
+    drop(held);
 }
 
 #[test]

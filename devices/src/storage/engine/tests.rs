@@ -28,8 +28,13 @@ fn count(counter: &AtomicU64) -> u64 {
 /// A read from a pipe, which lasts until the other end writes or closes. Only the request keeps the
 /// pipe open.
 fn read_pipe(rig: &mut Rig, file: OwnedFd, slice: GuestSlice) -> Token {
+    read_image(rig, Image::unchecked(File::from(file), None), slice)
+}
+
+/// A read from the start of an image whose backend is gone then.
+fn read_image(rig: &mut Rig, image: Arc<Image>, slice: GuestSlice) -> Token {
     let token = rig.token();
-    let image = Owned(Image::unchecked(File::from(file), None));
+    let image = Owned(image);
     let plan = Plan {
         step: Step::Read,
         stable: false,
@@ -502,6 +507,31 @@ fn images_that_cannot_be_polled_are_interrupted_for() {
         rig.engine.reap(&mut rig.done);
         assert!(!is_locked(&file));
     }
+}
+
+#[test]
+fn both_rings_let_go_of_an_image() {
+    let mut rig = Rig::new(EngineKind::IoUring);
+    let slice = rig.ram.slice(0, 512).unwrap();
+    let (reader, mut writer) = pipe().unwrap();
+    let direct = DirectAlign {
+        memory: 512,
+        offset: 512,
+    };
+    let file = File::from(OwnedFd::from(reader));
+    let token = read_image(&mut rig, Image::pollable(file, direct), slice);
+    assert!(rig.engine.must_poll());
+    rig.engine.kick();
+    writer.write_all(&[3; 512]).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while rig.engine.must_poll() && Instant::now() < deadline {
+        rig.engine.reap(&mut rig.done);
+    }
+    rig.wait(1);
+    let result = Ok(());
+    assert_eq!(rig.done[0], Completion { token, result });
+    assert_eq!(bytes_of(&[slice]), [3; 512]);
+    assert_no_reader(&mut writer);
 }
 
 #[test]
