@@ -141,9 +141,11 @@ impl Group {
         self.refresh_head();
     }
 
-    /// Goes to another thread, with the shadow buffers in use now.
+    /// Goes to another thread, with the shadow buffers in use now and heads that are kept.
     pub fn move_on(&mut self, shadow: Option<Arc<Shadow>>) {
         self.state = State::Running;
+        // The doorbell was registered anew. A queue that is still full asks to be told once more.
+        self.heads = Heads::Kept;
         if let Some(shadow) = shadow
             && !self
                 .shadow
