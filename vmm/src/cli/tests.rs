@@ -341,6 +341,11 @@ fn wrong_descriptions_are_refused_with_their_name() {
             "--kernel: is missing; give a bzImage or an ELF kernel, --kernel FILE",
         ),
         (
+            "kernel = ''",
+            "",
+            "DIR/machine.toml: --kernel: the path is empty",
+        ),
+        (
             "cpus = 65",
             "--kernel DIR/kernel",
             "DIR/machine.toml: --cpus 65: must be a number from 1 to 64",
