@@ -89,9 +89,8 @@ impl MachineFile {
 
     /// Whether `argument`, an option with its value, is from here.
     pub fn has(&self, argument: &str) -> bool {
-        let Some((option, value)) = argument.split_once(' ') else {
-            return false;
-        };
+        // What is wrong with an empty value is told of the option alone.
+        let (option, value) = argument.split_once(' ').unwrap_or((argument, ""));
         let name = option.trim_start_matches('-');
         let is = |text: &String| text == value;
         self.single.get(name).is_some_and(is)
@@ -154,6 +153,11 @@ fn argument(place: &str, first: &str, mut table: Table) -> Result<String, String
             return Err(format!("{place}: \"{key}\" is no property"));
         }
         let text = text_of(&format!("{place}: {key}"), value)?;
+        // TOML keeps no notation: 0x10 and 16 are one number here, and two slots on the command line.
+        if key == "addr" && matches!(value, Value::Integer(10..)) {
+            let problem = "write a slot above 9 as a string, in hexadecimal as in QEMU";
+            return Err(format!("{place}: {key}: {problem}"));
+        }
         // A comma in a value is written twice in the grammar of devices.
         properties.push(format!("{key}={}", text.replace(',', ",,")));
         Ok(())
@@ -193,7 +197,7 @@ mod tests {
     fn a_file_says_what_a_command_line_would() {
         let machine = MachineFile::parse(
             "kernel = 'bzImage'\nmemory = 512\nio-threads = 2\n\
-             [[device]]\nid = 'c'\ndriver = 'nvme'\npoll-us = 0\n\
+             [[device]]\nid = 'c'\ndriver = 'nvme'\npoll-us = 0\naddr = 9\n\
              [[device]]\ndriver = 'nvme-ns'\nfile = 'a,b.img'\nro = true\nshared = false\n\
              [[disk]]\nnsid = 7\nfile = 'c.img'\n",
         )
@@ -205,7 +209,7 @@ mod tests {
         assert_eq!(
             machine.repeated("device", vec!["nvme".into()]),
             [
-                "driver=nvme,id=c,poll-us=0",
+                "driver=nvme,addr=9,id=c,poll-us=0",
                 "driver=nvme-ns,file=a,,b.img,ro=on,shared=off",
                 "nvme"
             ]
@@ -234,6 +238,10 @@ mod tests {
                 "[[disk]] 2: \"a=b\" is no property",
             ),
             ("append = \"a\\u0000b\"", "append: contains NUL"),
+            (
+                "[[device]]\naddr = 0x10",
+                "[[device]] 1: addr: write a slot above 9 as a string",
+            ),
         ] {
             let problem = MachineFile::parse(text).unwrap_err();
             assert!(problem.contains(why), "{problem:?}");

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 use super::RunConfig;
 use crate::grammar::format_size;
 use crate::spec::{
-    BackendSpec, ControllerSpec, DeviceSpec, DiskSpec, NamespaceSpec, SubsystemSpec,
+    BackendSpec, ControllerSpec, DeviceSpec, DiskSpec, DriveSpec, NamespaceSpec, SubsystemSpec,
 };
 
 /// Properties in the order in which people read them.
@@ -62,6 +62,11 @@ pub fn text(config: &RunConfig) -> String {
         let mut properties = Properties::default();
         namespace(&mut properties, spec);
         table("disk", &properties);
+    }
+    for spec in config.drives.values() {
+        let mut properties = Properties::default();
+        drive(&mut properties, spec);
+        table("drive", &properties);
     }
     for (name, first, specs) in [
         ("object", "qom-type", &config.objects),
@@ -144,4 +149,12 @@ fn disk(p: &mut Properties, spec: &DiskSpec) {
     }
     p.add("logical_block_size", i64::from(spec.logical_block_size));
     p.add("ro", spec.ro);
+}
+
+/// In devices their files stand already; devices that come later name them.
+fn drive(p: &mut Properties, spec: &DriveSpec) {
+    p.add("file", spec.file.display().to_string());
+    p.add("id", spec.id.clone());
+    p.add("cache", spec.cache.to_string());
+    p.add("readonly", spec.ro);
 }

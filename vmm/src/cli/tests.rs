@@ -298,7 +298,8 @@ fn a_description_means_what_the_command_line_means() {
     let line = "--kernel DIR/kernel -m 1G --cpus 2 --io-threads 3 --io-affinity 0,0 --overcommit mem-lock=on --append a~b --com2 DIR/out \
                 --control-socket DIR/new --disk DIR/b,,c.img,cache=none,nsid=9 \
                 --object nvme-ns,id=o,bus=s,null=1T,ro,shared=off,ctrl=c,detached \
-                --drive file=DIR/a.img,id=d,if=none,readonly=on --device nvme-subsys,id=s \
+                --drive file=DIR/a.img,id=d,if=none,readonly=on \
+                --drive file=DIR/b,,c.img,id=later,cache=none --device nvme-subsys,id=s \
                 --device nvme,id=c,subsys=s,addr=1f,serial=x~y,model=\"m,firmware=1,mdts=9,cntlid=0 \
                 --device nvme,io-threads=2,io-affinity=0:0,poll-us=0,drive=d,logical_block_size=512 \
                 --device nvme-ns,bus=s,memory=64M,logical_block_size=4096,eui64=5,\
@@ -311,9 +312,8 @@ uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8,nguid=000102030405060708090a0b0c0d0e0f
     let Invocation::Print(text) = parse_in(&dir, &format!("run --dry-run {line}")).unwrap() else {
         panic!("it was to be printed");
     };
-    let mut given = run(parse_in(&dir, &format!("run {line}")).unwrap());
-    // Their files stand in the devices.
-    given.drives.clear();
+    let given = run(parse_in(&dir, &format!("run {line}")).unwrap());
+    assert_eq!(given.drives.len(), 2);
     assert_eq!(run(described(&dir, &text, "").unwrap()), given, "{text}");
     let again = described(&dir, &text, "--dry-run").unwrap();
     assert_eq!(again, Invocation::Print(text));
@@ -339,6 +339,11 @@ fn wrong_descriptions_are_refused_with_their_name() {
             "",
             "",
             "--kernel: is missing; give a bzImage or an ELF kernel, --kernel FILE",
+        ),
+        (
+            "kernel = ''",
+            "",
+            "DIR/machine.toml: --kernel: the path is empty",
         ),
         (
             "cpus = 65",

@@ -139,12 +139,19 @@ fn threads(before: &Look, now: &Look, seconds: f64) -> String {
         "I/O thread", "requests/s", "enters/s", "sleeps/s", "finds/s"
     );
     for thread in list(&now.stats, "iothreads") {
-        let before = earlier(list(&before.stats, "iothreads"), thread, &["index"]);
+        // Controllers with threads of their own count these from 0, too.
+        let keys = ["controller", "index"];
+        let before = earlier(list(&before.stats, "iothreads"), thread, &keys);
         let growth = Growth {
             before,
             now: thread,
         };
-        let _ = write!(text, "{:<16}", number(&thread["index"]));
+        let index = number(&thread["index"]);
+        let name = match thread["controller"].as_str() {
+            Some(controller) => format!("{controller}/{index}"),
+            None => index,
+        };
+        let _ = write!(text, "{name:<16}");
         for key in ["submissions", "enters", "sleeps", "polled"] {
             let _ = write!(text, "{:>12.0}", growth.of(key) / seconds);
         }
@@ -198,6 +205,23 @@ mod tests {
         assert_eq!(lines[2], ["0", "-", "0", "-", "-", "-"]);
         assert_eq!(lines[3], ["1", "0", "1000", "0.050", "0.000", "1.000"]);
         assert_eq!(lines[5], ["0", "1000", "0", "10", "0"]);
+    }
+
+    #[test]
+    fn threads_of_a_controller_are_told_from_those_of_the_machine() {
+        let look = |time, machine, own| Look {
+            time,
+            stats: json!({ "iothreads": [
+                { "index": 0, "sleeps": machine },
+                { "index": 0, "sleeps": own, "controller": "c1" },
+            ]}),
+        };
+        let start = Instant::now();
+        let before = look(start, 1000, 5);
+        let now = look(start + Duration::from_secs(1), 1002, 1008);
+        let lines = lines(&before, &now);
+        assert_eq!(lines[2], ["0", "0", "0", "2", "0"]);
+        assert_eq!(lines[3], ["c1/0", "0", "0", "1003", "0"]);
     }
 
     #[test]

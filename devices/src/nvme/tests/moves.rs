@@ -167,6 +167,38 @@ fn a_queue_moves_when_another_one_is_deleted() {
 }
 
 #[test]
+fn a_queue_that_waits_for_room_is_told_on_its_new_thread_too() {
+    let machine = Machine::new();
+    let control = machine.test_namespace();
+    control.set_mode(Mode::Inline);
+    let guest = machine.enabled("c");
+    let mut pairs = [1, 2, 3].map(|id| {
+        let cq = guest.create_cq(id, 4);
+        (guest.create_sq(id, 64, id), cq)
+    });
+    assert_eq!(threads(&guest), [0, 1, 0]);
+    for index in [0, 2] {
+        for cid in 0..6 {
+            guest.push(&mut pairs[index].0, &flush(cid));
+        }
+        guest.ring_sq(&pairs[index].0);
+    }
+    wait_until("both queues to wait for room", || {
+        guest.io_events.kept().len() == 1
+    });
+    delete_pair(&guest, 2);
+    wait_until("a queue to move", || moves(&guest) == 1);
+    wait_until("both queues to wait for room", || {
+        guest.io_events.kept().is_empty()
+    });
+    for index in [0, 2] {
+        for cid in 0..6 {
+            assert_eq!(guest.wait_cqe(&mut pairs[index].1).cid, cid);
+        }
+    }
+}
+
+#[test]
 fn a_queue_with_shadow_doorbells_moves_with_its_events() {
     let machine = Machine::new();
     machine.test_namespace();
