@@ -697,6 +697,59 @@ mod tests {
         }
     }
 
+    /// Keeps one head of completion queue 1 until it is taken back or asked for.
+    struct OneKept {
+        doorbells: Mutex<Option<Arc<Doorbells>>>,
+        head: AtomicU32,
+    }
+
+    impl OneKept {
+        fn take(&self) {
+            let doorbells = self.doorbells.lock().unwrap().clone().unwrap();
+            let head = self.head.load(Ordering::Relaxed);
+            doorbells.take_kept(DoorbellId::cq(1), head).unwrap();
+        }
+    }
+
+    impl WriteSink for OneKept {
+        fn written(&self, _: u32) {}
+    }
+
+    impl CoalescedWrites for OneKept {
+        fn register(&self, _: u64, _: Arc<dyn WriteSink>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn unregister(&self, _: u64) -> io::Result<()> {
+            self.take();
+            Ok(())
+        }
+
+        fn drain(&self) {
+            self.take();
+        }
+    }
+
+    #[test]
+    fn shadow_buffers_start_with_a_head_that_is_kept() {
+        let kept = Arc::new(OneKept {
+            doorbells: Mutex::default(),
+            head: AtomicU32::new(5),
+        });
+        let doorbells = Doorbells::new(4, Arc::new(NoEvents), Arc::clone(&kept) as _);
+        let doorbells = Arc::new(doorbells);
+        *kept.doorbells.lock().unwrap() = Some(Arc::clone(&doorbells));
+        doorbells.bar_moved(Some(0));
+        let id = DoorbellId::cq(1);
+        doorbells.open(id, 8, 0);
+        doorbells.coalesce(id, Arc::clone(&kept) as _);
+        let shadow = shadow();
+        doorbells.start_shadow(&shadow);
+        assert_eq!(shadow.value(id), 5);
+        // The two hold each other.
+        *kept.doorbells.lock().unwrap() = None;
+    }
+
     #[test]
     fn shadow_buffers_start_with_the_values_of_before() {
         let (doorbells, shadow, later) = (doorbells(), shadow(), shadow());
