@@ -54,7 +54,10 @@ pub fn text(config: &RunConfig) -> String {
     machine.maybe("com2", config.com2.as_deref().map(path));
     machine.maybe("control-pipe", config.control_pipe.as_deref().map(path));
     machine.maybe("control-socket", config.control_socket.as_deref().map(path));
-    let mut text = machine.text();
+    // What was left out, and why.
+    let warning = |warning: &String| format!("# {}\n", warning.replace('\n', " "));
+    let mut text: String = config.warnings.iter().map(warning).collect();
+    text += &machine.text();
     let mut table = |name: &str, properties: &Properties| {
         text += &format!("\n[[{name}]]\n{}", properties.text());
     };
