@@ -91,6 +91,28 @@ fn a_thread_that_waits_for_room_is_told_and_heads_are_kept_again() {
 }
 
 #[test]
+fn a_thread_that_waits_for_room_is_told_wherever_the_doorbells_are_then() {
+    let machine = Machine::with(true, 1);
+    let control = machine.test_namespace();
+    let guest = machine.enabled("c");
+    let mut cq = guest.create_cq(1, 4);
+    let mut sq = guest.create_sq(1, 64, 1);
+    control.set_mode(Mode::Inline);
+    for cid in 0..6 {
+        guest.push(&mut sq, &flush(cid));
+    }
+    guest.ring_sq(&sq);
+    wait_until("the thread to wait for room", || {
+        guest.io_events.kept().is_empty()
+    });
+    guest.set_bar(0xd000_0000);
+    assert_eq!(guest.io_events.kept(), [0u64; 0]);
+    for cid in 0..6 {
+        assert_eq!(guest.wait_cqe(&mut cq).cid, cid);
+    }
+}
+
+#[test]
 fn kept_heads_are_where_the_doorbells_of_completion_queues_are() {
     let (_machine, guest) = start();
     let (base, _) = guest.controller.bar_window(0).unwrap();

@@ -89,6 +89,9 @@ fn queues_go_to_the_thread_with_the_fewest_whoever_made_them() {
         Status::INVALID_COMPLETION_QUEUE
     );
     assert_eq!(loads(&machine), [(1, 2), (2, 2), (2, 2)]);
+    // A submission queue that is gone counts no more, though its completion queue stays.
+    a.admin_ok(delete_queue(AdminOpcode::DELETE_SQ, 3));
+    assert_eq!(loads(&machine), [(1, 1), (2, 2), (2, 2)]);
 }
 
 #[test]

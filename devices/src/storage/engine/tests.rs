@@ -283,6 +283,25 @@ fn the_kernel_stops_a_waiting_read() {
     assert_no_reader(&mut writer);
 }
 
+#[test]
+fn a_short_read_does_not_go_on_once_it_is_cancelled() {
+    let mut rig = Rig::new(EngineKind::IoUring);
+    let slice = rig.ram.slice(0, 64).unwrap();
+    let (reader, mut writer) = pipe().unwrap();
+    let token = read_pipe(&mut rig, reader.into(), slice);
+    rig.engine.kick();
+    // The engine hears that the backend is gone, so that only the ring can wake it.
+    rig.engine.reap(&mut rig.done);
+    writer.write_all(&[3; 32]).unwrap();
+    assert!(poll(&rig.engine.wake_fds(), Duration::from_secs(10)));
+    assert_eq!(rig.engine.cancel_file(token), Cancel::Pending);
+    rig.engine.kick();
+    rig.wait(1);
+    let result = Err(BackendError::Cancelled);
+    assert_eq!(rig.done[0], Completion { token, result });
+    assert_no_reader(&mut writer);
+}
+
 /// A sleeping engine is woken to let go of an image, and whoever waits for its end hears of it then.
 #[test]
 fn an_image_closes_when_its_backend_is_gone() {
