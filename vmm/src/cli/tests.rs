@@ -321,8 +321,7 @@ uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8,nguid=000102030405060708090a0b0c0d0e0f
 
 #[test]
 fn what_is_left_out_is_told_in_a_description() {
-    let text =
-        printed("run --dry-run --kernel DIR/kernel --device nvme,id=c,msix_qsize=65");
+    let text = printed("run --dry-run --kernel DIR/kernel --device nvme,id=c,msix_qsize=65");
     let first = text.lines().next().unwrap();
     assert!(
         first.starts_with("# --device nvme,id=c,msix_qsize=65: "),

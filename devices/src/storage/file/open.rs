@@ -6,10 +6,16 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::{Completions, DirectAlign, Image};
 use crate::storage::config::READING;
 use crate::storage::{CacheMode, Medium, OpenError};
+
+/// How long to wait for an image that is in use. Whoever asks for one that somebody else keeps has to
+/// wait so long for the answer.
+pub(super) const LOCK_LIMIT: Duration = Duration::from_millis(500);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// An open image and its size in bytes.
 pub(super) struct Opened {
@@ -135,7 +141,7 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
     } else {
         libc::F_WRLCK
     };
-    let Err(source) = set_lock(file, kind) else {
+    let Err(source) = lock_soon(file, kind) else {
         return Ok(());
     };
     let path = path.into();
@@ -143,6 +149,23 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
         Some(libc::EAGAIN | libc::EACCES) => OpenError::InUse { path },
         _ => OpenError::Lock { path, source },
     })
+}
+
+/// Tries for [`LOCK_LIMIT`]: a process that has just ended still holds its lock while the kernel takes
+/// its io_uring apart.
+fn lock_soon(file: &File, kind: libc::c_int) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match set_lock(file, kind) {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Takes the lock away again, before the last user of the open file has closed it.

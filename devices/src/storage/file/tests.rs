@@ -125,6 +125,20 @@ fn a_second_writer_is_refused() {
 }
 
 #[test]
+fn an_image_that_is_let_go_of_soon_is_waited_for() {
+    let file = image(None, 4096);
+    let held = open(&config(file.path())).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // Nothing tells that the other thread has asked once.
+            std::thread::sleep(open::LOCK_LIMIT / 10);
+            drop(held);
+        });
+        drop(open(&config(file.path())).unwrap());
+    });
+}
+
+#[test]
 fn a_change_of_size_is_noticed() {
     for kind in KINDS {
         let (mut rig, file) = (Rig::new(kind), image(None, 65536));
