@@ -43,10 +43,14 @@ impl Rings {
         let image = slab.files.image(index);
         let fd = image.as_raw_fd();
         let polls = image.can_be_polled() && self.make_polling(ram);
-        let registered = |ring: &Ring| ring.register_file(index, fd);
         let polling = self.polling.as_ref().filter(|_| polls);
-        if registered(&self.main) && polling.is_none_or(registered) {
-            slab.files.set_registered(index);
+        if self.main.register_file(index, fd) {
+            if polling.is_none_or(|ring| ring.register_file(index, fd)) {
+                slab.files.set_registered(index);
+            } else {
+                // An image goes by one name on both rings; this one would keep it open.
+                self.main.unregister_file(index);
+            }
         }
         slab.files.set_polls(index, polls);
     }
