@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // All of this file is a test.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../src/counting.rs"]
+mod counting;
+
 use std::time::{Duration, Instant};
 
 use devices::ram::GuestRam;
@@ -12,35 +13,6 @@ use devices::storage::{
     Token, open,
 };
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: everything is left to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(at, layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as the caller promised.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const BATCH: usize = 64;
 
@@ -62,9 +34,10 @@ fn run(kind: EngineKind, warm_up: usize, rounds: usize) -> usize {
     let mut engine = Engine::with_kind(ram.clone(), kind).unwrap();
     let slices = [0, 8192, 16384].map(|at| ram.slice(at, 4096).unwrap());
     let mut done: Vec<Completion> = Vec::with_capacity(BATCH);
+    let mut before = 0;
     for round in 0..warm_up + rounds {
         if round == warm_up {
-            ALLOCATIONS.set(0);
+            before = counting::allocations();
         }
         for i in 0..BATCH as u64 {
             let write = Op::Write { fua: false };
@@ -94,7 +67,7 @@ fn run(kind: EngineKind, warm_up: usize, rounds: usize) -> usize {
         }
         assert!(done.drain(..).all(|completion| completion.result == Ok(())));
     }
-    ALLOCATIONS.get()
+    counting::allocations() - before
 }
 
 #[test]
