@@ -37,8 +37,16 @@ enum FileTable {
     None,
 }
 
+/// Whether the kernel has yet to take entries that are in the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backlog {
+    None,
+    Some,
+}
+
 pub(super) struct Ring {
     ring: IoUring,
+    backlog: Backlog,
     lane: Lane,
     files: FileTable,
     memory: FixedMemory,
@@ -65,6 +73,7 @@ impl Ring {
         let files = register_files(&ring);
         Ok(Self {
             ring,
+            backlog: Backlog::None,
             lane,
             files,
             memory: FixedMemory::default(),
@@ -116,6 +125,17 @@ impl Ring {
 
     /// Submits all that is queued; `false` if the kernel could not take it now.
     pub fn submit(&mut self, slab: &mut Slab, stats: &EngineStats) -> bool {
+        if self.backlog == Backlog::None && slab.queue_of(self.lane).is_empty() {
+            return true;
+        }
+        self.backlog = Backlog::Some;
+        if self.submit_all(slab, stats) {
+            self.backlog = Backlog::None;
+        }
+        self.backlog == Backlog::None
+    }
+
+    fn submit_all(&mut self, slab: &mut Slab, stats: &EngineStats) -> bool {
         let mut attempts = 0;
         while self.fill(slab) {
             EngineStats::add(&stats.enters, 1);
