@@ -314,8 +314,10 @@ fn registry(
         count: config.io_threads as usize,
         cpus: config.io_affinity.clone(),
         memory_lock: config.memory_lock,
+        vcpus: config.cpus as usize,
     };
     let io_threads = IoThreads::with(&threads, &shared.ram).map_err(host("the I/O threads"))?;
+    tell_of_spare(&io_threads, "--io-threads", "--io-affinity");
     let mut registry = Registry::new(Parts {
         ram: shared.ram.clone(),
         pci: pci_root(shared, config.memory)?,
@@ -328,6 +330,18 @@ fn registry(
     registry.drives().clone_from(&config.drives);
     registry.add_all(&config.disks, &config.objects, &config.devices)?;
     Ok(registry)
+}
+
+/// Says so if not all I/O threads get queues. The names are those of the option or property that made them,
+/// and of the one that has all used.
+pub fn tell_of_spare(threads: &IoThreads, made_by: &str, all_by: &str) {
+    let (count, used) = (threads.count(), threads.used());
+    if used < count {
+        tracing::warn!(
+            "{made_by}={count}: queues go to {used} of them, since there are not enough CPUs for more \
+             beside the vCPUs; {all_by} binds them to CPUs and has all used"
+        );
+    }
 }
 
 fn pci_root(shared: &Shared, memory: u64) -> Result<Arc<PciRoot>, MachineError> {

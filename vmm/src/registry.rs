@@ -20,6 +20,7 @@ use uuid::Uuid;
 use self::error::host;
 pub use self::error::{DeviceError, Problem};
 use crate::event_loop::{EventLoop, EventSet, Watch};
+use crate::machine::tell_of_spare;
 use crate::spec::{
     BackendSpec, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES, DEFAULT_POLL_US,
     DeviceSpec, DiskSpec, Drives, NamespaceSpec, SubsystemSpec, default_nqn,
@@ -581,7 +582,8 @@ impl Registry {
             Some(own) => parts
                 .io_threads
                 .like_these(own.count as usize, &own.cpus)
-                .map_err(host("the controller's I/O threads"))?,
+                .map_err(host("the controller's I/O threads"))
+                .inspect(|threads| tell_of_spare(threads, "io-threads", "io-affinity"))?,
             None => Arc::clone(&parts.io_threads),
         };
         // One vector for the admin queue and one for each I/O completion queue.

@@ -174,7 +174,16 @@ fn io_threads_show_their_cpus_and_their_controller() {
         .collect();
     assert_eq!(shown, [(0, None), (1, None), (2, None), (0, Some("own"))]);
     machine.quit();
+    // One thread more than CPUs is one too many for any number of vCPUs.
+    let many = (devices::affinity::allowed().unwrap().len() + 1).to_string();
     let guest = Guest::new(&HALT);
+    let output = guest.command(&["--io-threads", &many]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    let told = format!("--io-threads={many}: queues go to ");
+    assert!(
+        err.contains(&told) && err.contains("--io-affinity"),
+        "{err}"
+    );
     let output = guest.command(&["--io-affinity", "77777"]).output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(35), "{err}");

@@ -72,6 +72,17 @@ impl Machine {
         self
     }
 
+    /// Adds I/O threads that are all used, however few CPUs there are: they are bound.
+    #[must_use]
+    pub fn io_threads(self, count: u32) -> Self {
+        self.and(&[
+            "--io-threads",
+            &count.to_string(),
+            "--io-affinity",
+            &harness::cpus(),
+        ])
+    }
+
     /// Boots the guest with `words` on its command line and waits for its end; nothing where this
     /// host runs no bare-metal guests, which it says aloud.
     ///

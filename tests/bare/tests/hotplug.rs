@@ -169,9 +169,7 @@ fn a_queue_under_io_moves_to_a_thread_that_another_controller_leaves() {
     let socket = machine.folder().join("control");
     let image = harness::image(machine.folder(), "disk.img", 1 << 20).unwrap();
     let namespace = format!("nvme-ns,id=n,bus=s,file={}", image.display());
-    let machine = machine.and(&[
-        "--io-threads",
-        "2",
+    let machine = machine.io_threads(2).and(&[
         "--device",
         "nvme,id=a,subsys=s,addr=1,max_ioqpairs=4",
         "--device",

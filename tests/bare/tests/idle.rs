@@ -50,9 +50,7 @@ fn ticks(stat: &str) -> u64 {
 }
 
 fn rests_after_load(shadow: &str) {
-    let machine = Machine::with(&[]).unwrap().and(&[
-        "--io-threads",
-        "2",
+    let machine = Machine::with(&[]).unwrap().io_threads(2).and(&[
         "--device",
         "nvme,id=c",
         "--device",

@@ -12,7 +12,7 @@ const PAGE: usize = 4096;
 
 fn run(words: &str) -> Option<Report> {
     let machine = Machine::with_image("").expect("an image");
-    let machine = machine.and(&["--io-threads", "2"]);
+    let machine = machine.io_threads(2);
     machine.run(words).expect("a run to its end")
 }
 

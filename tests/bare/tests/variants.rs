@@ -42,7 +42,7 @@ fn memory_backend() {
 fn several_io_threads() {
     Machine::with_image("")
         .unwrap()
-        .and(&["--io-threads", "3"])
+        .io_threads(3)
         .passes("queues,shadow,interrupts,reset,hostile");
 }
 

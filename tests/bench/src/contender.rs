@@ -30,6 +30,8 @@ pub enum Contender {
     },
     /// fio on the host, with this engine.
     Host(&'static str),
+    /// fio on the host with `io_uring`, which sends so many commands at a time.
+    HostBatch(u32),
     /// One host thread that copies memory.
     Memcpy,
 }
@@ -61,6 +63,7 @@ impl Contender {
         }
         if place.is_file() {
             all.extend(["psync", "libaio", "io_uring"].map(Self::Host));
+            all.extend(plan.fio_batch.map(Self::HostBatch));
             if plan.qemu {
                 all.extend(Self::on_qemu(place));
             }
@@ -110,6 +113,7 @@ impl fmt::Display for Contender {
             }
             Self::QemuVirtio { aio } => write!(f, "QEMU virtio-blk {aio}"),
             Self::Host(engine) => write!(f, "host fio {engine}"),
+            Self::HostBatch(batch) => write!(f, "host fio io_uring, by {batch}"),
             Self::Memcpy => f.write_str("host memcpy, one thread"),
         }
     }

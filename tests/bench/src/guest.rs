@@ -100,11 +100,13 @@ pub fn on_berth(
         (Place::Memory, None) => format!("memory={}", image.bytes),
         (_, None) => format!("null={}", image.bytes),
     };
+    let affinity = plan.io_affinity.iter();
     let berth = Process::builder(harness::berth_binary()?)
         .args(["run", "-m", "512", "--kernel"])
         .arg(guest()?)
         .args(["--append", &words(plan, image.place, shadow_word(shadow))])
         .args(["--io-threads", &plan.io_threads().to_string()])
+        .args(affinity.map(|cpus| format!("--io-affinity={cpus}")))
         .args(["--device", &format!("nvme,id=c{poll}")])
         .args(["--device", &format!("nvme-ns,bus=c,{disk}")])
         .arg("--control-socket")

@@ -13,18 +13,24 @@ use crate::sample::Sample;
 /// How much longer than its load fio may take.
 const EXTRA: Duration = Duration::from_secs(60);
 
-/// One sample for each depth.
+/// One sample for each depth. With `batch` it sends so many commands at a time, half of the depth at most.
 ///
 /// # Errors
 /// fio failed.
-pub fn fio(plan: &Plan, image: &Image, engine: &str) -> Result<Vec<Sample>> {
+pub fn fio(plan: &Plan, image: &Image, engine: &str, batch: Option<u32>) -> Result<Vec<Sample>> {
     let depths = plan.depths.iter();
     depths
-        .map(|depth| measure(plan, image, engine, *depth))
+        .map(|depth| measure(plan, image, engine, *depth, batch))
         .collect()
 }
 
-fn measure(plan: &Plan, image: &Image, engine: &str, depth: u32) -> Result<Sample> {
+fn measure(
+    plan: &Plan,
+    image: &Image,
+    engine: &str,
+    depth: u32,
+    batch: Option<u32>,
+) -> Result<Sample> {
     let path = image.path.as_ref().context("fio needs a file")?;
     let limit = Duration::from_millis(plan.ms);
     let done = Process::builder("fio")
@@ -37,6 +43,7 @@ fn measure(plan: &Plan, image: &Image, engine: &str, depth: u32) -> Result<Sampl
         .arg(format!("--rwmixread={}", plan.mix))
         .arg(format!("--bs={}", plan.block))
         .arg(format!("--iodepth={depth}"))
+        .args(batch.map_or_else(Vec::new, |batch| batches(depth, batch)))
         // Without fractions of seconds fio would round down to none.
         .arg(format!("--runtime={}ms", plan.ms))
         .arg(format!("--direct={}", u8::from(image.place == Place::Disk)))
@@ -50,6 +57,15 @@ fn measure(plan: &Plan, image: &Image, engine: &str, depth: u32) -> Result<Sampl
     );
     let report = parse(&done.stdout)?;
     sample(&report).with_context(|| format!("fio {engine} did nothing:\n{}", done.stdout))
+}
+
+/// fio sends `batch` commands whenever so many have ended.
+fn batches(depth: u32, batch: u32) -> Vec<String> {
+    let batch = batch.min(depth.div_ceil(2));
+    vec![
+        format!("--iodepth_batch_submit={batch}"),
+        format!("--iodepth_low={}", depth - batch),
+    ]
 }
 
 /// fio may print warnings before its JSON.
@@ -81,6 +97,14 @@ fn sample(report: &Value) -> Option<Sample> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_batch_leaves_half_of_the_commands_out() {
+        assert_eq!(batches(32, 14)[1], "--iodepth_low=18");
+        assert_eq!(batches(4, 14)[0], "--iodepth_batch_submit=2");
+        // fio takes a low of 0 for none; one command at a time is no batch anyway.
+        assert_eq!(batches(1, 14)[1], "--iodepth_low=0");
+    }
 
     #[test]
     fn warnings_before_the_report_are_skipped() {

@@ -41,6 +41,9 @@ cargo xtask bench [KEY=VALUE]...
   pairs=1           queue pairs (1-4), all driven by the guest's one vCPU;
                     as many jobs of fio
   io-threads=PAIRS  berth's I/O threads
+  io-affinity=LIST  the CPUs that they are bound to; not bound, no more of them
+                    are used than there is room for beside the vCPU
+  fio-batch=N       adds fio with io_uring that sends N commands at a time
   rounds=5          how often everything is measured, in turn
   ms=1000           length of one measurement
   files=tmpfs,disk,memory,null
@@ -132,7 +135,8 @@ fn one(plan: &Plan, image: &Image, contender: Contender) -> Result<Vec<Sample>> 
             aio,
         } => guest::on_qemu(plan, image, QemuDevice::Nvme { shadow, ioeventfd }, aio),
         Contender::QemuVirtio { aio } => guest::on_qemu(plan, image, QemuDevice::Virtio, aio),
-        Contender::Host(engine) => host::fio(plan, image, engine),
+        Contender::Host(engine) => host::fio(plan, image, engine, None),
+        Contender::HostBatch(batch) => host::fio(plan, image, "io_uring", Some(batch)),
         Contender::Memcpy => memcpy::measure(plan, image.bytes),
     }
 }

@@ -58,6 +58,10 @@ pub struct Plan {
     pub pairs: u32,
     /// berth's I/O threads, if not as many as queue pairs.
     pub io_threads: Option<u32>,
+    /// The CPUs that they are bound to, as in `--io-affinity`.
+    pub io_affinity: Option<String>,
+    /// How many commands fio sends at a time with `io_uring` in one more row, as berth does.
+    pub fio_batch: Option<u32>,
     /// How often everything is measured, in turn.
     pub rounds: usize,
     /// Length of one measurement in milliseconds.
@@ -79,6 +83,8 @@ impl Default for Plan {
             depths: vec![1, 4, 16, 32, 64, 128],
             pairs: 1,
             io_threads: None,
+            io_affinity: None,
+            fio_batch: None,
             rounds: 5,
             ms: 1000,
             places: Place::ALL.map(|(_, place)| place).to_vec(),
@@ -126,6 +132,8 @@ impl Plan {
                 self.depths = value.split(',').map(depth).collect::<Result<_>>()?;
             }
             "pairs" => self.pairs = narrow(value, 1, MAX_PAIRS)?,
+            "io-affinity" => self.io_affinity = Some(value.to_owned()),
+            "fio-batch" => self.fio_batch = Some(narrow(value, 2, MAX_DEPTH)?),
             "io-threads" => self.io_threads = Some(narrow(value, 1, 64)?),
             "rounds" => self.rounds = usize::try_from(number(value, 1, 1000)?)?,
             "ms" => self.ms = number(value, 10, 600_000)?,
@@ -147,7 +155,7 @@ impl Plan {
                 }
             }
             _ => bail!(
-                "unknown key; known: rw, mix, bs, qd, pairs, io-threads, rounds, ms, files, poll-us, qemu"
+                "unknown key; known: rw, mix, bs, qd, pairs, io-threads, io-affinity, fio-batch, rounds, ms, files, poll-us, qemu"
             ),
         }
         Ok(())
@@ -223,7 +231,7 @@ mod tests {
     fn words_change_the_plan() {
         assert_eq!(parse("").unwrap(), Plan::default());
         let plan = parse(
-            "rw=rw mix=70 bs=128K qd=1,32 pairs=2 io-threads=3 rounds=3 ms=250 files=null,disk \
+            "rw=rw mix=70 bs=128K qd=1,32 pairs=2 io-threads=3 io-affinity=0-1 fio-batch=14 rounds=3 ms=250 files=null,disk \
              qemu=off poll-us=20",
         )
         .unwrap();
@@ -234,6 +242,8 @@ mod tests {
             depths: vec![1, 32],
             pairs: 2,
             io_threads: Some(3),
+            io_affinity: Some("0-1".into()),
+            fio_batch: Some(14),
             rounds: 3,
             ms: 250,
             places: vec![Place::Null, Place::Disk],

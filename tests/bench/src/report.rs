@@ -257,7 +257,7 @@ mod tests {
                 Contender::Berth { shadow: true, .. } => 450_000.0,
                 Contender::Berth { .. } => 100_000.0,
                 Contender::Host("psync") => 600_000.0,
-                Contender::Host(_) => 200_000.0,
+                Contender::Host(_) | Contender::HostBatch(_) => 200_000.0,
                 Contender::Memcpy => 1_200_000.0,
                 Contender::QemuNvme { shadow: false, .. } => 50_000.0,
                 Contender::QemuNvme { ioeventfd, .. } => {

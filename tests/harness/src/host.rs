@@ -17,6 +17,19 @@ use std::io;
 /// Environment variable that overrides where guests run.
 pub const OVERRIDE: &str = "BERTH_TEST_HOST";
 
+/// The CPUs that this process may run on, in the form of `--io-affinity` (proc_pid_status(5)).
+///
+/// # Panics
+/// `/proc` is not what it is on Linux.
+#[must_use]
+pub fn cpus() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc/self/status");
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    list.expect("Cpus_allowed_list").trim().to_owned()
+}
+
 /// What `/dev/kvm` and the CPU of this host offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostKind {

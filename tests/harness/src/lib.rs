@@ -8,7 +8,7 @@ pub mod process;
 pub mod tree;
 
 pub use files::{berth_binary, image, patterned_image, scratch, scratch_in};
-pub use host::{HostKind, Placement};
+pub use host::{HostKind, Placement, cpus};
 pub use process::{Error, Exit, Finished, Process, Stdin, Stream};
 pub use tempfile::TempDir;
 pub use tree::Tree;

@@ -129,11 +129,13 @@ impl Guest {
         self
     }
 
-    /// Sets the number of I/O threads.
+    /// Sets the number of I/O threads, bound to CPUs: all are used then.
     #[must_use]
     pub fn io_threads(mut self, threads: u32) -> Self {
         self.options.push("--io-threads".into());
         self.options.push(threads.to_string().into());
+        self.options.push("--io-affinity".into());
+        self.options.push(harness::cpus().into());
         self
     }
 

@@ -31,6 +31,8 @@ pub struct Balance {
 #[derive(Debug)]
 struct State {
     loads: Vec<Load>,
+    // How many of the threads, from the first, get queues.
+    used: usize,
     // Counts queues that came or went.
     version: u64,
     // Counts changes of any load.
@@ -42,7 +44,7 @@ struct State {
 impl State {
     /// The thread with the fewest queues, the first of several.
     fn idlest(&self) -> usize {
-        let loads = self.loads.iter().enumerate();
+        let loads = self.loads[..self.used].iter().enumerate();
         loads
             .min_by_key(|(_, load)| load.queues())
             .map_or(0, |(index, _)| index)
@@ -62,7 +64,8 @@ impl State {
 
     /// Whether some thread has two queues more than another.
     fn is_uneven(&self) -> bool {
-        let queues = || self.loads.iter().map(|load| load.queues());
+        let used = &self.loads[..self.used];
+        let queues = || used.iter().map(|load| load.queues());
         let least = queues().min().unwrap_or(0);
         queues().max().is_some_and(|most| most >= least + 2)
     }
@@ -81,10 +84,12 @@ impl State {
 }
 
 impl Balance {
-    /// For `threads` threads (at least one) without queues.
-    pub fn new(threads: usize) -> Self {
+    /// For `threads` threads (at least one) without queues, of which the first `used` are to get any.
+    pub fn new(threads: usize, used: usize) -> Self {
+        let threads = threads.max(1);
         let state = State {
-            loads: vec![Load::default(); threads.max(1)],
+            loads: vec![Load::default(); threads],
+            used: used.clamp(1, threads),
             version: 0,
             changes: 0,
             users: Vec::new(),
@@ -227,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_queue_goes_to_the_thread_with_the_fewest_and_the_first_of_these() {
-        let balance = Arc::new(Balance::new(3));
+        let balance = Arc::new(Balance::new(3, 3));
         let mut seats: Vec<_> = (0..4).map(|_| balance.seat()).collect();
         let threads: Vec<_> = seats.iter().map(Seat::thread).collect();
         assert_eq!(threads, [0, 1, 2, 0]);
@@ -246,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_queue_moves_only_if_the_threads_are_more_alike_then() {
-        let balance = Arc::new(Balance::new(2));
+        let balance = Arc::new(Balance::new(2, 2));
         let mut seats: Vec<_> = (0..4).map(|_| balance.seat()).collect();
         seats[0].add_sq();
         seats[0].add_sq();
@@ -265,7 +270,7 @@ mod tests {
 
     #[test]
     fn moves_come_to_an_end() {
-        let balance = Arc::new(Balance::new(4));
+        let balance = Arc::new(Balance::new(4, 4));
         let mut seats: Vec<_> = (0..40).map(|_| balance.seat()).collect();
         for (index, seat) in seats.iter_mut().enumerate() {
             (0..index % 5).for_each(|_| seat.add_sq());
@@ -286,8 +291,20 @@ mod tests {
     }
 
     #[test]
+    fn threads_that_are_not_to_be_used_get_nothing() {
+        let balance = Arc::new(Balance::new(4, 2));
+        let mut seats: Vec<_> = (0..6).map(|_| balance.seat()).collect();
+        assert_eq!(queues(&balance), [3, 3, 0, 0]);
+        assert!(seats.iter_mut().all(|seat| seat.advance().is_none()));
+        assert!(!balance.lock().is_uneven());
+        for (used, expected) in [(0, 1), (9, 4)] {
+            assert_eq!(Balance::new(4, used).lock().used, expected);
+        }
+    }
+
+    #[test]
     fn one_thread_moves_nothing() {
-        let balance = Arc::new(Balance::new(1));
+        let balance = Arc::new(Balance::new(1, 1));
         let mut seats: Vec<_> = (0..4).map(|_| balance.seat()).collect();
         assert!(seats.iter_mut().all(|seat| seat.advance().is_none()));
     }

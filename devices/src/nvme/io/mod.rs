@@ -187,6 +187,8 @@ pub struct IoThreadsConfig {
     pub cpus: Vec<usize>,
     /// Whether guest memory is registered with each.
     pub memory_lock: MemoryLock,
+    /// Threads that run beside them, the vCPUs: see [`IoThreads::used`]; 0 if that is of no concern.
+    pub vcpus: usize,
 }
 
 impl IoThreadsConfig {
@@ -196,6 +198,19 @@ impl IoThreadsConfig {
             count,
             cpus: Vec::new(),
             memory_lock: MemoryLock::Off,
+            vcpus: 0,
+        }
+    }
+
+    /// How many of the threads are to get queues: no more than there are CPUs beside those of the vCPUs, or
+    /// half of all if that is more. Threads that take turns on a CPU, with each other or with the vCPU that
+    /// waits for them, do less than fewer threads. Those that are bound to CPUs are all used.
+    fn used(&self, cpus: usize) -> usize {
+        let room = cpus.saturating_sub(self.vcpus).max(cpus / 2).max(1);
+        if self.cpus.is_empty() && self.vcpus != 0 {
+            self.count.min(room)
+        } else {
+            self.count
         }
     }
 }
@@ -204,8 +219,10 @@ impl IoThreadsConfig {
 pub struct IoThreads {
     threads: Vec<Thread>,
     balance: Arc<Balance>,
+    used: usize,
     ram: GuestRam,
     memory_lock: MemoryLock,
+    vcpus: usize,
 }
 
 impl std::fmt::Debug for IoThreads {
@@ -249,6 +266,7 @@ impl IoThreads {
     ) -> io::Result<Arc<Self>> {
         let count = config.count.max(1);
         let lock = config.memory_lock;
+        let used = config.used(affinity::allowed()?.len());
         let mut cpus = config.cpus.iter().copied().cycle();
         let threads = (0..count)
             .map(|index| {
@@ -258,9 +276,11 @@ impl IoThreads {
             .collect::<io::Result<_>>()?;
         Ok(Arc::new(Self {
             threads,
-            balance: Arc::new(Balance::new(count)),
+            balance: Arc::new(Balance::new(count, used)),
+            used,
             ram: ram.clone(),
             memory_lock: lock,
+            vcpus: config.vcpus,
         }))
     }
 
@@ -274,6 +294,7 @@ impl IoThreads {
             count,
             cpus: cpus.to_vec(),
             memory_lock: self.memory_lock,
+            vcpus: self.vcpus,
         };
         Self::with(&config, &self.ram)
     }
@@ -281,6 +302,12 @@ impl IoThreads {
     /// Number of threads.
     pub fn count(&self) -> usize {
         self.threads.len()
+    }
+
+    /// How many of them get queues: fewer than all where the CPUs do not suffice for them and the vCPUs, if
+    /// they are not bound.
+    pub fn used(&self) -> usize {
+        self.used
     }
 
     /// How the queues are spread over the threads.

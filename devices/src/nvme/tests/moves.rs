@@ -827,6 +827,32 @@ fn threads_run_on_the_cpus_they_are_given_in_turn() {
 }
 
 #[test]
+fn queues_go_to_as_many_threads_as_there_are_cpus_for() {
+    let cpus = crate::affinity::allowed().unwrap().len();
+    let ram = Machine::new().ram.clone();
+    for (vcpus, used) in [
+        (0, cpus + 1),
+        (1, (cpus - 1).max(cpus / 2).max(1)),
+        (cpus, (cpus / 2).max(1)),
+    ] {
+        let config = IoThreadsConfig {
+            vcpus,
+            ..IoThreadsConfig::of(cpus + 1)
+        };
+        let threads = IoThreads::with(&config, &ram).unwrap();
+        assert_eq!((threads.count(), threads.used()), (cpus + 1, used));
+        // A controller's own threads are beside the same vCPUs; those that are bound are all used.
+        let own = threads.like_these(cpus + 2, &[]).unwrap();
+        assert_eq!(own.used(), if vcpus == 0 { cpus + 2 } else { used });
+        let first = crate::affinity::allowed().unwrap()[0];
+        assert_eq!(
+            threads.like_these(cpus + 2, &[first]).unwrap().used(),
+            cpus + 2
+        );
+    }
+}
+
+#[test]
 fn threads_that_cannot_all_start_end() {
     let region = GuestRegionMmap::from_range(GuestAddress(0), 4096, None).unwrap();
     let region = Arc::new(region);
