@@ -176,14 +176,15 @@ fn io_threads_show_their_cpus_and_their_controller() {
     machine.quit();
     // One thread more than CPUs is one too many for any number of vCPUs.
     let many = (devices::affinity::allowed().unwrap().len() + 1).to_string();
-    let guest = Guest::new(&HALT);
-    let output = guest.command(&["--io-threads", &many]).output().unwrap();
-    let err = String::from_utf8(output.stderr).unwrap();
+    let machine = Machine::start(&["--io-threads", &many]);
+    assert_eq!(machine.ctl(&["quit"]).0, Some(0));
+    let (_, _, err) = machine.child.finish();
     let told = format!("--io-threads={many}: queues go to ");
     assert!(
         err.contains(&told) && err.contains("--io-affinity"),
         "{err}"
     );
+    let guest = Guest::new(&HALT);
     let output = guest.command(&["--io-affinity", "77777"]).output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(35), "{err}");
