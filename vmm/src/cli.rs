@@ -1,5 +1,6 @@
 //! The command line: what may be typed, and the plain data that comes of it.
 
+mod command;
 mod files;
 mod machine_file;
 mod normalize;
@@ -23,6 +24,7 @@ use crate::affinity;
 use crate::control::client::{Action, CtlConfig};
 use crate::control::{ControlError, pipe};
 use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
+use crate::guest_command::{self, GuestCommand};
 use crate::spec::{DeviceSpec, DiskSpec, DriveSpec, Drives, Form, NamespaceSpec, Parsed as Spec};
 
 const MIN_MEMORY: u64 = 64 << 20;
@@ -69,6 +71,8 @@ pub struct RunConfig {
     pub io_affinity: Vec<usize>,
     /// Where COM2's output goes: a file to be made or truncated, or an existing FIFO or device.
     pub com2: Option<PathBuf>,
+    /// What runs in the guest; nothing if the guest is left to itself.
+    pub command: Option<GuestCommand>,
     /// How often `-v` was given.
     pub verbosity: u8,
 }
@@ -193,8 +197,13 @@ const COMMANDS: [&str; 4] = ["run", "ctl", "completion", "man"];
     subcommand,
     name = "run",
     help_triggers("-h", "--help"),
-    usage = "--kernel FILE [OPTION...]",
+    usage = "--kernel FILE [OPTION...] [-- COMMAND [ARG...]]",
     note = "\
+With a COMMAND, berth runs that in the guest: its output, its input and its exit status are those of
+berth, and the guest's console is hidden (-v shows it on stderr; its end is shown if the guest dies). The
+guest is busybox and what the COMMAND's program needs, or has the root that --rootfs names. A terminal
+stays as it is: Ctrl-c ends berth, Ctrl-d the input. Without --kernel the host's own kernel is used.
+
 Every device argument is DRIVER,key=value,flag (a flag is key=on, \",,\" is a comma in a value). Sizes
 take K, M, G and T. The drivers and their properties:
   nvme-subsys  a subsystem: id (must be given), nqn, shared=on|off
@@ -208,6 +217,8 @@ take K, M, G and T. The drivers and their properties:
                controller, with shared=off), uuid, eui64, nguid",
     example = "\
 berth run --kernel bzImage --initrd initrd.img -m 1G --cpus 2 --disk a.img
+berth run --disk a.img -- nvme list
+berth run --with job.fio --disk a.img -- fio job.fio
 berth run --kernel vmlinux --device nvme-subsys,id=s --device nvme,id=c0,subsys=s \\
     --device nvme,id=c1,subsys=s --device nvme-ns,bus=s,file=a.img --control-pipe /tmp/berth",
     error_code(0, "the guest powered off"),
@@ -215,7 +226,10 @@ berth run --kernel vmlinux --device nvme-subsys,id=s --device nvme,id=c0,subsys=
     error_code(32, "the guest reset"),
     error_code(33, "the guest crashed (triple fault)"),
     error_code(34, "the guest's kernel panicked"),
-    error_code(35, "the command line is wrong")
+    error_code(35, "the command line is wrong"),
+    error_code(126, "the COMMAND cannot be executed"),
+    error_code(127, "the COMMAND is not found"),
+    error_code(255, "the guest ended before its COMMAND did")
 )]
 struct RunArgs {
     /// machine description in TOML: keys named as these options are, and tables [[device]],
@@ -266,6 +280,17 @@ struct RunArgs {
     /// write what the guest sends to COM2 into a file
     #[argh(option, arg_name = "FILE")]
     com2: Option<String>,
+    /// what a COMMAND has as its root: the content of a directory, or an image, which it writes, with keys
+    /// as for --disk
+    #[argh(option, arg_name = "DIR|IMAGE")]
+    rootfs: Option<String>,
+    /// bring a file or directory along for a COMMAND, with its libraries: FILE[=GUESTPATH]; a relative
+    /// FILE stands in its working directory; a program can be named alone; repeatable
+    #[argh(option, arg_name = "FILE")]
+    with: Vec<String>,
+    /// load a module of the kernel, and those that it needs, before a COMMAND; repeatable
+    #[argh(option, arg_name = "NAME")]
+    module: Vec<String>,
     /// take commands from the FIFO PATH.in, reply on PATH.out; made unless they are there
     #[argh(option, arg_name = "PATH")]
     control_pipe: Option<String>,
@@ -352,15 +377,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
         option if option.starts_with('-') => parsed("", usize::MAX, &args)?,
         other => return Err(unknown_command(other)),
     };
-    let args = match parsed {
+    let (args, command) = match parsed {
         Parsed::Help(text) => return Ok(Invocation::Print(text)),
-        Parsed::Args(args) => *args,
+        Parsed::Args(args, command) => (*args, command),
     };
     match args.command {
         _ if args.version => Ok(Invocation::Print(
             concat!("berth ", env!("CARGO_PKG_VERSION"), "\n").into(),
         )),
-        Some(Subcommand::Run(args)) => run_config(args),
+        Some(Subcommand::Run(args)) => run_config(args, command),
         Some(Subcommand::Ctl(args)) => ctl_config(&args),
         Some(Subcommand::Completion(args)) => pages::completion(&args.words).map(Invocation::Print),
         Some(Subcommand::Man(args)) => match args.words.first() {
@@ -405,12 +430,13 @@ fn help(topics: &[String]) -> Result<Invocation, CliError> {
     }
     match parsed(topic, usize::MAX, &["--help".to_owned()])? {
         Parsed::Help(text) => Ok(Invocation::Print(text)),
-        Parsed::Args(_) => Err(nothing_to_do()),
+        Parsed::Args(..) => Err(nothing_to_do()),
     }
 }
 
 enum Parsed {
-    Args(Box<BerthArgs>),
+    /// And the guest's command, if there is one.
+    Args(Box<BerthArgs>, Option<Vec<String>>),
     Help(String),
 }
 
@@ -426,15 +452,12 @@ fn parsed(name: &str, verbatim: usize, args: &[String]) -> Result<Parsed, CliErr
     let Normalized {
         options,
         words,
-        behind,
+        mut behind,
     } = normalize(info, verbatim, args)?;
-    if let (Some(behind), "run") = (&behind, name) {
-        let problem = "running a command in the guest is not supported by berth yet";
-        return Err(CliError::usage(
-            format!("-- {}", behind.join(" ")).trim(),
-            problem,
-        ));
-    }
+    let command = match name {
+        "run" => behind.take(),
+        _ => None,
+    };
     let mut others = words.iter().chain(behind.iter().flatten());
     if let ("", Some(word)) = (name, others.next()) {
         return Err(CliError::usage(
@@ -455,7 +478,7 @@ fn parsed(name: &str, verbatim: usize, args: &[String]) -> Result<Parsed, CliErr
             .map(String::as_str),
     );
     match BerthArgs::from_args(&["berth"], &args) {
-        Ok(parsed) => Ok(Parsed::Args(Box::new(parsed))),
+        Ok(parsed) => Ok(Parsed::Args(Box::new(parsed), command)),
         Err(EarlyExit {
             output,
             status: Ok(()),
@@ -465,9 +488,9 @@ fn parsed(name: &str, verbatim: usize, args: &[String]) -> Result<Parsed, CliErr
     }
 }
 
-fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
+fn run_config(args: RunArgs, command: Option<Vec<String>>) -> Result<Invocation, CliError> {
     let Some(file) = optional_path("--machine", args.machine.clone())? else {
-        return configure(args);
+        return configure(args, command);
     };
     let machine = MachineFile::read(&file)?;
     let one = |name, given| machine.single(name, given);
@@ -486,24 +509,28 @@ fn run_config(args: RunArgs) -> Result<Invocation, CliError> {
         io_affinity: one("io-affinity", args.io_affinity),
         overcommit: one("overcommit", args.overcommit),
         com2: one("com2", args.com2),
+        rootfs: one("rootfs", args.rootfs),
+        with: many("with", args.with),
+        module: many("module", args.module),
         control_pipe: one("control-pipe", args.control_pipe),
         control_socket: one("control-socket", args.control_socket),
         ..args
     };
-    configure(merged).map_err(|error| error.with_source(&file, &machine))
+    let described = || machine.repeated("command", Vec::new());
+    let command = command.or_else(|| Some(described()).filter(|words| !words.is_empty()));
+    configure(merged, command).map_err(|error| error.with_source(&file, &machine))
 }
 
-fn configure(args: RunArgs) -> Result<Invocation, CliError> {
+fn configure(mut args: RunArgs, command: Option<Vec<String>>) -> Result<Invocation, CliError> {
     if let Some(extra) = args.words.first() {
         return Err(extra_argument(extra));
     }
-    let kernel = args.kernel.ok_or_else(|| {
-        CliError::usage(
-            "--kernel",
-            "is missing; give a bzImage or an ELF kernel, --kernel FILE",
-        )
-    })?;
     let mut warnings = Vec::new();
+    let command = command::from_args(&args, command, &mut warnings)?;
+    let kernel = match args.kernel.take() {
+        Some(kernel) => path("--kernel", kernel)?,
+        None => default_kernel(command.is_some())?,
+    };
     let drives = drives(&args.drive, &mut warnings)?;
     let w = &mut warnings;
     let mut disks = parse_each("--disk", &args.disk, w, NamespaceSpec::from_disk)?;
@@ -515,7 +542,7 @@ fn configure(args: RunArgs) -> Result<Invocation, CliError> {
         spec.resolve(&drives);
     }
     let config = RunConfig {
-        kernel: path("--kernel", kernel)?,
+        kernel,
         initrd: optional_path("--initrd", args.initrd)?,
         append: args.append.unwrap_or_default(),
         memory: args
@@ -541,6 +568,7 @@ fn configure(args: RunArgs) -> Result<Invocation, CliError> {
             .io_affinity
             .map_or(Ok(Vec::new()), |list| io_affinity(&list))?,
         com2: optional_path("--com2", args.com2)?,
+        command,
         verbosity: args.verbose,
     };
     let mut arguments = Vec::new();
@@ -559,6 +587,15 @@ fn configure(args: RunArgs) -> Result<Invocation, CliError> {
     } else {
         Invocation::Run(Box::new(config))
     })
+}
+
+/// A command runs on the host's own kernel; a guest that is left to itself needs one that fits it.
+fn default_kernel(command: bool) -> Result<PathBuf, CliError> {
+    if !command {
+        let problem = "is missing; give a bzImage or an ELF kernel, --kernel FILE";
+        return Err(CliError::usage("--kernel", problem));
+    }
+    guest_command::kernel::of_host().map_err(|problem| CliError::usage("--kernel", problem))
 }
 
 fn ctl_config(args: &CtlArgs) -> Result<Invocation, CliError> {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::mem;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use devices::legacy::serial::SerialPort;
 
 use crate::exit::{ExitReason, Outcome};
+use crate::poll;
 
 /// Bytes that wait for a slow reader before the guest waits with them.
 const OUTPUT_LIMIT: usize = 256 << 10;
@@ -319,7 +320,9 @@ impl Input {
         let mut open = true;
         while open || !self.waiting.is_empty() {
             let reading = open && (self.escape.is_some() || self.waiting.is_empty());
-            let (input, space) = poll(reading, self.port.wants_input().as_raw_fd());
+            let stdin = reading.then_some(libc::STDIN_FILENO);
+            let wanted = self.port.wants_input().as_raw_fd();
+            let [input, space] = poll::readable([stdin, Some(wanted)]);
             if space {
                 // A spurious wake-up only means that nothing is accepted.
                 let _ = self.port.wants_input().read();
@@ -340,7 +343,7 @@ impl Input {
         let count = match read_stdin(&mut buffer) {
             Ok(0) => return false,
             Ok(count) => count,
-            Err(error) => return self.may_go_on(&error),
+            Err(error) => return may_go_on(&error, self.escape.is_some()),
         };
         let Some(escape) = &mut self.escape else {
             self.waiting.extend(&buffer[..count]);
@@ -358,21 +361,6 @@ impl Input {
         true
     }
 
-    fn may_go_on(&self, error: &io::Error) -> bool {
-        match error.kind() {
-            io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => true,
-            // In the background a terminal cannot be read; it can again after `fg`.
-            _ if self.escape.is_some() && error.raw_os_error() == Some(libc::EIO) => {
-                thread::sleep(Duration::from_millis(200));
-                true
-            }
-            _ => {
-                tracing::warn!("standard input cannot be read: {error}");
-                false
-            }
-        }
-    }
-
     fn feed(&mut self) {
         while !self.waiting.is_empty() {
             let (front, _) = self.waiting.as_slices();
@@ -388,32 +376,30 @@ impl Input {
     }
 }
 
-/// Unbuffered: what Rust's own handle had read ahead, `poll` would not see.
-fn read_stdin(buffer: &mut [u8]) -> io::Result<usize> {
+/// Whether standard input can be read again after this error.
+pub fn may_go_on(error: &io::Error, terminal: bool) -> bool {
+    match error.kind() {
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => true,
+        // In the background a terminal cannot be read; it can again after `fg`.
+        _ if terminal && error.raw_os_error() == Some(libc::EIO) => {
+            thread::sleep(Duration::from_millis(200));
+            true
+        }
+        _ => {
+            tracing::warn!("standard input cannot be read: {error}");
+            false
+        }
+    }
+}
+
+/// Reads standard input. Unbuffered: what Rust's own handle had read ahead, `poll` would not see.
+///
+/// # Errors
+/// Those of read(2).
+pub fn read_stdin(buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length are of one live slice.
     let count = unsafe { libc::read(libc::STDIN_FILENO, buffer.as_mut_ptr().cast(), buffer.len()) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
-}
-
-/// Waits for standard input (if `reading`) or the port's event; tells which came.
-fn poll(reading: bool, event: RawFd) -> (bool, bool) {
-    let watch = |fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // A negative descriptor is skipped.
-    let mut fds = [
-        watch(if reading { libc::STDIN_FILENO } else { -1 }),
-        watch(event),
-    ];
-    // SAFETY: the pointer and the count are of one live array.
-    let count = unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
-    let [input, space] = fds;
-    (
-        count > 0 && input.revents != 0,
-        count > 0 && space.revents != 0,
-    )
 }
 
 /// The `Ctrl-a` state of a terminal.

@@ -27,6 +27,15 @@ pub enum ExitReason {
     Signal(i32),
     /// berth or KVM failed.
     Failure(String),
+    /// The guest's command ended with this status.
+    Command(u8),
+    /// The guest's command could not be run.
+    NotRun {
+        /// The exit status that this has.
+        status: u8,
+        /// What was wrong.
+        why: String,
+    },
 }
 
 impl ExitReason {
@@ -35,6 +44,7 @@ impl ExitReason {
         match self {
             Self::PowerOff | Self::Quit => 0,
             Self::Failure(_) => 1,
+            Self::Command(status) | Self::NotRun { status, .. } => *status,
             Self::Reset => 32,
             Self::Crash(_) => 33,
             Self::Panic => 34,
@@ -51,6 +61,7 @@ impl ExitReason {
             Self::Reset => Some("guest_reset"),
             Self::Crash(_) => Some("guest_crashed"),
             Self::Panic => Some("guest_panicked"),
+            Self::Command(_) | Self::NotRun { .. } => Some("command_ended"),
             Self::Quit | Self::Signal(_) | Self::Failure(_) => None,
         }
     }
@@ -65,7 +76,8 @@ impl fmt::Display for ExitReason {
             Self::Panic => f.write_str("guest panicked"),
             Self::Quit => f.write_str("left on request"),
             Self::Signal(number) => write!(f, "ended by signal {number}"),
-            Self::Failure(why) => f.write_str(why),
+            Self::Failure(why) | Self::NotRun { why, .. } => f.write_str(why),
+            Self::Command(status) => write!(f, "the command ended with status {status}"),
         }
     }
 }
@@ -134,6 +146,7 @@ mod tests {
             (ExitReason::Crash("x".into()), 33),
             (ExitReason::Panic, 34),
             (ExitReason::Signal(libc::SIGTERM), 143),
+            (ExitReason::Command(7), 7),
         ];
         for (reason, status) in table {
             assert_eq!(reason.status(), status, "{reason}");

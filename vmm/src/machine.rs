@@ -27,12 +27,14 @@ use crate::console::{Output, PanicWatch, Stdout};
 use crate::cpuid::Template;
 use crate::event_loop::EventLoop;
 use crate::exit::{ExitReason, Outcome, USAGE};
+use crate::guest_command::Session;
 use crate::interrupt::{Allocator, Interrupts};
 use crate::kvm::{self, KvmError};
 use crate::live::SlotEvents;
 use crate::memory::{self, MemoryError};
 use crate::registry::{DeviceError, Parts, Registry};
-use crate::vcpu::{Shared, Threads, Vcpu};
+use crate::stderr;
+use crate::vcpu::{Shared, StringPort, Threads, Vcpu};
 
 /// Interrupt of COM1, a GSI.
 const COM1_IRQ: u32 = 4;
@@ -120,6 +122,10 @@ pub struct Machine {
     pub outcome: Arc<Outcome>,
     /// The console.
     pub com1: Arc<SerialPort>,
+    /// The result channel.
+    pub com2: Arc<SerialPort>,
+    /// What the guest's command has here, if there is one.
+    pub session: Option<Session>,
     /// Power button.
     pub acpi: Arc<AcpiRegisters>,
     /// Tells the guest of controllers that come and go.
@@ -149,20 +155,25 @@ impl Machine {
         memory::register(&vm, &ram)?;
         let interrupts = Interrupts::new(Arc::clone(&vm)).map_err(host("interrupt routes"))?;
         let outcome = Arc::new(Outcome::new().map_err(host("an event"))?);
-        let shared = Shared {
+        let mut shared = Shared {
             ports: Arc::new(Bus::new()),
             mmio: Arc::new(Bus::new()),
             coalesced: Arc::clone(interrupts.coalesced()),
             ram,
             outcome: Arc::clone(&outcome),
+            strings: None,
         };
-        let console = Output::new("console", Stdout).map_err(host("the console's thread"))?;
-        let result = com2_output(config.com2.as_deref())?;
-        let outputs = [Some(console.clone()), result.clone()];
-        let watched = PanicWatch::new(console, Arc::clone(&outcome));
-        let result = result.map_or_else(|| sink(io::sink()), sink);
-        let com1 = serial_port(&shared, &interrupts, serial::COM1, COM1_IRQ, sink(watched))?;
-        serial_port(&shared, &interrupts, serial::COM2, COM2_IRQ, result)?;
+        let lines = match &config.command {
+            None => Lines::console(config.com2.as_deref())?,
+            Some(_) => Lines::command(config.verbosity > 0, &outcome)?,
+        };
+        let watched = sink(PanicWatch::new(lines.com1, Arc::clone(&outcome)));
+        let com1 = serial_port(&shared, &interrupts, serial::COM1, COM1_IRQ, watched)?;
+        let com2 = serial_port(&shared, &interrupts, serial::COM2, COM2_IRQ, lines.com2)?;
+        if lines.session.is_some() {
+            let (port, serial) = (narrow(serial::COM2), Arc::clone(&com2));
+            shared.strings = Some(StringPort { port, serial });
+        }
         let acpi = legacy_devices(&shared, &interrupts)?;
         let slots = Arc::new(SlotEvents::new().map_err(host("an event"))?);
         let hotplug = Arc::new(PciHotplug::new(slots.clone(), Arc::clone(&acpi)));
@@ -184,13 +195,15 @@ impl Machine {
         let machine = Self {
             outcome,
             com1,
+            com2,
+            session: lines.session,
             acpi,
             hotplug,
             slots,
             interrupts,
             shared,
             vcpus,
-            outputs: outputs.into_iter().flatten().collect(),
+            outputs: lines.outputs,
         };
         Ok((machine, registry))
     }
@@ -223,6 +236,49 @@ impl Running {
         if !left.is_empty() {
             tracing::warn!("vCPUs {left:?} did not stop within {STOP_LIMIT:?}");
         }
+    }
+}
+
+/// Where the serial ports lead to.
+struct Lines {
+    com1: Box<dyn Write + Send>,
+    com2: Box<dyn Write + Send>,
+    outputs: Vec<Output>,
+    session: Option<Session>,
+}
+
+impl Lines {
+    /// The console to standard output, COM2 to a file.
+    fn console(com2: Option<&Path>) -> Result<Self, MachineError> {
+        let console = Output::new("console", Stdout).map_err(host("the console's thread"))?;
+        let result = com2_output(com2)?;
+        let outputs = [Some(console.clone()), result.clone()];
+        Ok(Self {
+            com1: sink(console),
+            com2: result.map_or_else(|| sink(io::sink()), sink),
+            outputs: outputs.into_iter().flatten().collect(),
+            session: None,
+        })
+    }
+
+    /// The console to the log if it is shown, else its end is kept; COM2 to the command's streams.
+    fn command(shown: bool, outcome: &Arc<Outcome>) -> Result<Self, MachineError> {
+        let (session, from_guest) = Session::new(outcome).map_err(host("the command's streams"))?;
+        let mut outputs = Vec::new();
+        let com1 = if shown {
+            let console = Output::new("console", stderr::Log);
+            let console = console.map_err(host("the console's thread"))?;
+            outputs.push(console.clone());
+            sink(console)
+        } else {
+            sink(session.tail.clone())
+        };
+        Ok(Self {
+            com1,
+            com2: sink(from_guest),
+            outputs,
+            session: Some(session),
+        })
     }
 }
 
@@ -369,9 +425,12 @@ const _: () = {
     assert!(acpi::EVENT_POWER_BUTTON == boot::acpi::GED_POWER_BUTTON);
 };
 
+/// A port's number. Those of this machine are below 0x700: it fits.
+fn narrow(port: u64) -> u16 {
+    u16::try_from(port).unwrap_or(u16::MAX)
+}
+
 fn load_kernel(config: &RunConfig, ram: &GuestRam) -> Result<boot::Entry, MachineError> {
-    // Ports below 0x700 only: the sum fits.
-    let narrow = |port: u64| u16::try_from(port).unwrap_or(u16::MAX);
     let port = |offset| narrow(acpi::BASE + offset);
     let tables = boot::acpi::Config {
         sleep_control_port: port(acpi::SLEEP_CONTROL),

@@ -10,17 +10,21 @@ mod cpuid;
 mod event_loop;
 mod exit;
 mod grammar;
+mod guest;
+mod guest_command;
 mod interrupt;
 mod kvm;
 mod live;
 mod machine;
 mod memory;
+mod poll;
 mod qtree;
 mod registry;
 mod run;
 mod signals;
 mod spec;
 mod stderr;
+mod string_io;
 mod terminal;
 mod vcpu;
 mod waits;
@@ -28,6 +32,9 @@ mod waits;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if guest::is_first_process() {
+        guest::run();
+    }
     match cli::parse(std::env::args_os().skip(1)) {
         Ok(cli::Invocation::Print(text)) => {
             cli::print(&text);

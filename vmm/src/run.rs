@@ -13,6 +13,7 @@ use crate::console;
 use crate::control::{ControlServer, Event};
 use crate::event_loop::{EventLoop, EventSet, Watch};
 use crate::exit::{ExitReason, Outcome};
+use crate::guest_command::{self, Session};
 use crate::live::{Announcement, Live};
 use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
@@ -26,17 +27,37 @@ pub fn run(config: &RunConfig) -> u8 {
         tracing::warn!("{warning}");
     }
     match run_machine(config) {
-        Ok(reason) => {
+        Ok(Ended {
+            reason,
+            session: None,
+        }) => {
             stderr::say(format_args!("berth: {reason}"));
             reason.status()
         }
+        Ok(Ended {
+            reason,
+            session: Some(session),
+        }) => session.conclude(&reason),
         Err(error) => {
             stderr::say(format_args!("berth: {}", in_words(&error)));
-            error
-                .downcast_ref::<MachineError>()
-                .map_or(1, MachineError::status)
+            status(&error)
         }
     }
+}
+
+/// How a run ended, and what there was of a command.
+struct Ended {
+    reason: ExitReason,
+    session: Option<Session>,
+}
+
+fn status(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<guest_command::Error>() {
+        return error.status();
+    }
+    error
+        .downcast_ref::<MachineError>()
+        .map_or(1, MachineError::status)
 }
 
 /// The error with those of its causes that it does not name itself.
@@ -67,21 +88,35 @@ fn start_logging(verbosity: u8) {
         .init();
 }
 
-fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
+fn run_machine(config: &RunConfig) -> anyhow::Result<Ended> {
     raise_file_limit();
     let signals = Signals::block().context("cannot watch signals")?;
+    let late_signals = signals.try_clone().context("cannot watch signals")?;
+    let command = config.command.as_ref();
+    let prepared = command.map(|command| guest_command::prepare(config, command));
+    let prepared = prepared.transpose()?;
+    let config = prepared
+        .as_ref()
+        .map_or(config, |prepared| &prepared.config);
     let control = ControlServer::new(
         config.control_pipe.as_deref(),
         config.control_socket.as_deref(),
     )?;
     let events = Rc::new(EventLoop::new().context("cannot make an event loop")?);
-    let (mut machine, registry) = Machine::new(config, &events)?;
-    let raw = Rc::new(RawMode::start().context("cannot make the terminal raw")?);
+    let made = Machine::new(config, &events);
+    let (mut machine, registry) = match made {
+        Err(error) if prepared.is_some() => return Err(guest_command::explained(error)),
+        made => made?,
+    };
+    // A command has the terminal as its input; only a console needs it raw.
+    let raw = match &machine.session {
+        None => RawMode::start().context("cannot make the terminal raw")?,
+        Some(_) => None,
+    };
+    let raw = Rc::new(raw);
     watch_end(&events, &machine.outcome)?;
     watch_signals(&events, signals, Rc::clone(&raw), &machine.outcome)?;
-    let outcome = Arc::clone(&machine.outcome);
-    console::start_input(Arc::clone(&machine.com1), outcome, terminal::is_terminal())
-        .context("cannot start reading standard input")?;
+    start_input(&machine).context("cannot start reading standard input")?;
     let live = Live::new(
         registry,
         Arc::clone(&machine.hotplug),
@@ -105,7 +140,24 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
     terminal::restore();
     result?;
     let reason = machine.outcome.reason().cloned();
-    reason.context("the event loop ended without a reason")
+    let reason = reason.context("the event loop ended without a reason")?;
+    let session = machine.session.take();
+    // Its readers may take their time, unless a signal has no more patience.
+    let signal = session
+        .as_ref()
+        .and_then(|session| session.channel.finish(&late_signals));
+    let reason = signal.map_or(reason, ExitReason::Signal);
+    Ok(Ended { reason, session })
+}
+
+fn start_input(machine: &Machine) -> std::io::Result<()> {
+    match &machine.session {
+        Some(session) => session.channel.start(Arc::clone(&machine.com2)),
+        None => {
+            let (port, outcome) = (Arc::clone(&machine.com1), Arc::clone(&machine.outcome));
+            console::start_input(port, outcome, terminal::is_terminal())
+        }
+    }
 }
 
 /// Serves devices and control clients until the run is over, and tells the clients how it ended.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 /// Signals that berth acts on: the first four end it, the others stop and continue it.
@@ -57,12 +57,12 @@ impl Signals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Another descriptor of the same signals.
+    /// The same signals, through another descriptor.
     ///
     /// # Errors
     /// No file descriptor left.
-    pub fn try_clone(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
     }
 
     /// The next signal that came, if there is one.
@@ -77,6 +77,12 @@ impl Signals {
         // SAFETY: the kernel filled all of it.
         let info = unsafe { info.assume_init() };
         i32::try_from(info.ssi_signo).ok()
+    }
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

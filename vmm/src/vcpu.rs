@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use boot::cpu::{CpuState, Segment};
 use devices::bus::Bus;
 use devices::ioevent::CoalescedWrites;
+use devices::legacy::serial::SerialPort;
 use devices::ram::GuestRam;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
@@ -24,6 +25,7 @@ use crate::coalesced::CoalescedMmio;
 use crate::cpuid::Template;
 use crate::exit::{ExitReason, Outcome};
 use crate::kvm::{KvmError, refused};
+use crate::string_io::{PAGE, take_rest};
 
 /// How often a vCPU thread is told again to stop.
 const KICK_INTERVAL: Duration = Duration::from_millis(20);
@@ -43,6 +45,17 @@ pub struct Shared {
     pub ram: GuestRam,
     /// Where the end of the run is reported.
     pub outcome: Arc<Outcome>,
+    /// A port whose string output is taken in parts.
+    pub strings: Option<StringPort>,
+}
+
+/// A serial port that takes string output in parts.
+#[derive(Clone)]
+pub struct StringPort {
+    /// Its transmit register.
+    pub port: u16,
+    /// What is behind it.
+    pub serial: Arc<SerialPort>,
 }
 
 /// A vCPU that has not started.
@@ -284,6 +297,8 @@ impl Runner {
             ports,
             mmio,
             coalesced,
+            ram,
+            strings,
             ..
         } = &self.shared;
         let id = self.vcpu.id;
@@ -302,8 +317,19 @@ impl Runner {
                 mmio.read(address, data);
             }
             VcpuExit::IoOut(port, data) => {
-                for item in data.chunks(port_width(&self.vcpu.page)) {
-                    ports.write(u64::from(port), item);
+                let width = port_width(&self.vcpu.page);
+                match strings {
+                    Some(strings) if strings.port == port && width == 1 => {
+                        strings.serial.transmit(data);
+                        let mut page = [0; PAGE];
+                        let rest = take_rest(&self.vcpu.fd, ram, &mut page);
+                        strings.serial.transmit(rest);
+                    }
+                    _ => {
+                        for item in data.chunks(width) {
+                            ports.write(u64::from(port), item);
+                        }
+                    }
                 }
             }
             VcpuExit::IoIn(port, data) => {
@@ -486,6 +512,7 @@ mod tests {
             coalesced: Arc::clone(interrupts.coalesced()),
             ram,
             outcome: Arc::clone(&outcome),
+            strings: None,
         };
         shared.ports.insert(0x80, 4, recorder.clone()).unwrap();
         shared.mmio.insert(DOORBELL, 8, recorder.clone()).unwrap();

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, Write};
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::serial::NoEvents;
@@ -36,7 +37,7 @@ impl Trigger for Line {
 
 /// The registers, and what the owner of the input was told.
 struct Uart {
-    /// Transmits into a buffer that never outlives one access (at most one byte).
+    /// Transmits into a buffer that is emptied with each access.
     serial: Serial<Line, NoEvents, Vec<u8>>,
     /// The last [`SerialPort::enqueue`] was cut short and nobody was told to go on yet.
     stalled: bool,
@@ -109,17 +110,27 @@ impl SerialPort {
         }
     }
 
-    fn transmit(&self, value: u8) {
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = {
-            let mut uart = self.uart();
-            let _ = uart.serial.write(DATA, value);
-            // Nothing if this was the divisor latch, or looped back.
-            uart.serial.writer_mut().pop()
-        };
-        if let Some(byte) = sent {
-            let _ = output.write_all(&[byte]).and_then(|()| output.flush());
+    /// Writes `bytes` to the transmit register one after the other, as string output does; the output gets
+    /// them in one piece.
+    pub fn transmit(&self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
         }
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sent = {
+            let mut uart = self.uart();
+            for byte in bytes {
+                let _ = uart.serial.write(DATA, *byte);
+            }
+            // Nothing if this was the divisor latch, or looped back.
+            mem::take(uart.serial.writer_mut())
+        };
+        if !sent.is_empty() {
+            let _ = output.write_all(&sent).and_then(|()| output.flush());
+        }
+        // The next one needs no allocation.
+        sent.clear();
+        *self.uart().serial.writer_mut() = sent;
     }
 }
 
@@ -139,7 +150,7 @@ impl BusDevice for SerialPort {
 
     fn write(&self, offset: u64, data: &[u8]) {
         match (u8::try_from(offset), data) {
-            (Ok(DATA), &[value]) => self.transmit(value),
+            (Ok(DATA), [_]) => self.transmit(data),
             (Ok(offset), &[value]) => {
                 let mut uart = self.uart();
                 let _ = uart.serial.write(offset, value);
@@ -212,6 +223,40 @@ mod tests {
         port.write(LINE_CONTROL, &[3]);
         assert_eq!(*output.0.lock().unwrap(), b"hello");
         assert!(port.uart().serial.writer().is_empty());
+    }
+
+    #[test]
+    fn strings_are_transmitted_in_one_piece() {
+        /// Notes the length of each piece.
+        struct Pieces(Arc<Mutex<Vec<usize>>>);
+        impl Write for Pieces {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().push(bytes.len());
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (line, pieces) = (Arc::new(TestLine::default()), Arc::default());
+        let output = Box::new(Pieces(Arc::clone(&pieces)));
+        let port = SerialPort::new(line.clone(), output).unwrap();
+        port.transmit(&[b'x'; 4096]);
+        port.transmit(&[]);
+        port.transmit(b"y");
+        assert_eq!(*pieces.lock().unwrap(), [4096, 1]);
+        // What is written in loopback mode is received, as far as the FIFO goes, and not sent.
+        port.write(MODEM_CONTROL.into(), &[LOOPBACK]);
+        port.transmit(&[b'z'; 100]);
+        assert_eq!(read(&port, 0), b'z');
+        port.write(MODEM_CONTROL.into(), &[0]);
+        // As with single bytes, the guest is told that the register is empty again.
+        port.write(INTERRUPT_ENABLE, &[2]);
+        let before = line.0.load(Ordering::Relaxed);
+        assert_eq!(read(&port, 2) & 0xf, 2);
+        port.transmit(b"ab");
+        assert!(line.0.load(Ordering::Relaxed) > before);
+        assert_eq!(*pieces.lock().unwrap(), [4096, 1, 2]);
     }
 
     #[test]

@@ -107,6 +107,19 @@ impl Machine {
     /// # Errors
     /// berth or the guest is not built.
     pub fn start_with(&self, words: &str, console: Stdin) -> Result<Option<Process>, Error> {
+        let Some((berth, arguments)) = self.command_line(words)? else {
+            return Ok(None);
+        };
+        let builder = Process::builder(berth);
+        Ok(Some(builder.args(&arguments).stdin(console).spawn()?))
+    }
+
+    /// berth, and its arguments with `words` on the guest's command line; nothing where this host runs no
+    /// bare-metal guests, which it says aloud.
+    ///
+    /// # Errors
+    /// berth or the guest is not built.
+    pub fn command_line(&self, words: &str) -> Result<Option<(PathBuf, Vec<String>)>, Error> {
         let host = HostKind::detect();
         match host.bare_placement()? {
             Placement::Direct => {}
@@ -126,8 +139,7 @@ impl Machine {
             arguments.extend(["-m".to_owned(), "256".to_owned()]);
         }
         arguments.extend(self.options.iter().cloned());
-        let builder = Process::builder(harness::berth_binary()?);
-        Ok(Some(builder.args(&arguments).stdin(console).spawn()?))
+        Ok(Some((harness::berth_binary()?, arguments)))
     }
 
     /// A folder that lives as long as the machine.

@@ -34,6 +34,15 @@ port!(in8, out8, u8, "al");
 port!(in16, out16, u16, "ax");
 port!(in32, out32, u32, "eax");
 
+/// Writes all bytes to a port of a byte, one after the other.
+pub fn out_string(port: u16, bytes: &[u8]) {
+    // SAFETY: reads the bytes of a live slice, upwards (the ABI has the direction flag clear).
+    unsafe {
+        asm!("rep outsb", in("dx") port, inout("rsi") bytes.as_ptr() => _,
+            inout("rcx") bytes.len() => _, options(nostack, preserves_flags, readonly));
+    }
+}
+
 macro_rules! mmio {
     ($read:ident, $write:ident, $type:ty, $class:ident, $template:literal) => {
         /// Reads a device register at a physical address of any alignment, in one access.

@@ -4,6 +4,7 @@
 //! emulated outer machine with itself inside, where it finds hardware KVM and
 //! does the very same.
 
+mod command;
 mod control;
 mod counters;
 mod guest;

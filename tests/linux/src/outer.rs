@@ -59,6 +59,13 @@ pub struct Outer {
     interactive: bool,
 }
 
+/// This host's nvme-cli.
+fn nvme() -> Option<PathBuf> {
+    let folders = ["/usr/sbin", "/sbin", "/usr/bin"].map(Path::new);
+    let found = folders.map(|folder| folder.join("nvme"));
+    found.into_iter().find(|path| path.is_file())
+}
+
 /// One line of shell, with each word quoted.
 fn shell_line(words: &[&str]) -> String {
     words
@@ -107,6 +114,10 @@ impl Outer {
         }
         tree.program("bin/program", program)?;
         tree.program("bin/berth", &harness::berth_binary()?)?;
+        // For commands in guests, which berth takes from here with its libraries.
+        if let Some(nvme) = nvme() {
+            tree.program("usr/sbin/nvme", &nvme)?;
+        }
         for file in files {
             let name = file.file_name().context("a file without a name")?;
             tree.copy(&format!("bin/{}", name.to_string_lossy()), 0o755, file);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::command;
 use crate::counters::{IoCounters, io_queues};
 use crate::guest::Guest;
 use crate::hotplug;
@@ -172,6 +173,26 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "namespaces_change",
         run: hotplug::namespaces_change,
+    },
+    Scenario {
+        name: "command_statuses",
+        run: command::statuses,
+    },
+    Scenario {
+        name: "command_streams",
+        run: command::streams,
+    },
+    Scenario {
+        name: "command_programs",
+        run: command::programs,
+    },
+    Scenario {
+        name: "command_roots",
+        run: command::roots,
+    },
+    Scenario {
+        name: "command_modules",
+        run: command::modules,
     },
     Scenario {
         name: "idle_guest",

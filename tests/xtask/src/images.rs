@@ -12,7 +12,7 @@ use crate::progress::Tool;
 use crate::{Context, kernels, packages};
 
 /// Raised when what the images hold changes without a change of their inputs.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What QEMU loads for a guest with a kernel, an NVMe device and serial ports.
 const FIRMWARE: [&str; 3] = [

@@ -35,11 +35,16 @@ const KERNELS: [Kernel; 2] = [
 /// Modules for the outer machine (KVM) and for guests (power button).
 const MODULES: [&str; 5] = ["irqbypass", "kvm", "kvm-amd", "button", "evdev"];
 
+/// Modules that stay as they are packaged, where berth finds them for a command: `lib/modules` beside the
+/// kernel's folder. The second needs the first.
+const PACKAGED: [&str; 2] = ["dm-mod", "dm-crypt"];
+
 /// The package whose dependency is the current cloud kernel.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// Sees to it that each kernel is in `kit`: `NAME/{vmlinuz,vmlinux,release}`
-/// and `NAME/modules/*.ko`, or `NAME.skipped` saying why not.
+/// Sees to it that each kernel is in `kit`: `NAME/{vmlinuz,vmlinux,release}`,
+/// `NAME/modules/*.ko` and `lib/modules/RELEASE`, or `NAME.skipped` saying why
+/// not.
 ///
 /// # Errors
 /// When not a single kernel could be had.
@@ -48,7 +53,7 @@ pub fn ensure(context: &Context, kit: &Path) -> Result<()> {
     for kernel in &KERNELS {
         let dir = kit.join(kernel.name);
         let skipped = kit.join(format!("{}.skipped", kernel.name));
-        if dir.join("release").is_file() {
+        if is_whole(kit, &dir) {
             got += 1;
             continue;
         }
@@ -74,6 +79,12 @@ pub fn ensure(context: &Context, kit: &Path) -> Result<()> {
         bail!("no guest kernel could be fetched; see above");
     }
     Ok(())
+}
+
+fn is_whole(kit: &Path, dir: &Path) -> bool {
+    let release = fs::read_to_string(dir.join("release")).unwrap_or_default();
+    let modules = kit.join("lib/modules").join(&release);
+    !release.is_empty() && modules.join("modules.builtin").is_file()
 }
 
 fn fetch(context: &Context, kernel: &Kernel, dir: &Path) -> Result<()> {
@@ -106,11 +117,30 @@ fn fetch_from(context: &Context, kernel: &Kernel, suite: &str, dir: &Path) -> Re
     for module in MODULES {
         copy_module(&modules, module, &dir.join("modules"))?;
     }
+    let kit = dir.parent().context("the kit is nowhere")?;
+    pack_modules(&modules, &kit.join("lib/modules").join(release))?;
     // Written last: it marks the folder as complete.
     fs::write(dir.join("release"), release)?;
     context
         .progress
         .step(&format!("{} is {release}", kernel.name));
+    Ok(())
+}
+
+/// Keeps some modules as packaged, and the list of those that are built in.
+fn pack_modules(modules: &Path, into: &Path) -> Result<()> {
+    fs::create_dir_all(into.join("kernel"))?;
+    for module in PACKAGED {
+        let names = ["ko", "ko.xz"].map(|ending| format!("{module}.{ending}"));
+        let found = names
+            .iter()
+            .find_map(|name| find_file(modules, name).transpose());
+        let found = found.with_context(|| format!("the package has no module {module}"))??;
+        let name = found.file_name().context("a file without a name")?;
+        fs::copy(&found, into.join("kernel").join(name))?;
+    }
+    let list = "modules.builtin";
+    fs::copy(modules.join(list), into.join(list))?;
     Ok(())
 }
 

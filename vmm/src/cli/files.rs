@@ -11,6 +11,7 @@ use std::path::Path;
 
 use super::{CliError, RunConfig};
 use crate::control::{self, directory, kind, plain, sys};
+use crate::guest_command::{RootFs, RootKind};
 use crate::spec::{BackendSpec, DiskSpec};
 
 /// Checks everything that `config` names. `arguments` are those of [`RunConfig::devices_by_option`].
@@ -27,6 +28,13 @@ pub fn check(config: &RunConfig, arguments: &[String]) -> Result<(), CliError> {
             image(argument, disk)?;
         }
     }
+    if let Some(RootFs {
+        argument,
+        kind: RootKind::Disk(spec),
+    }) = rootfs(config)
+    {
+        image(&format!("--rootfs {argument}"), &spec.disk)?;
+    }
     if let Some(path) = &config.com2 {
         output(path)?;
         not_an_input(path, config)?;
@@ -38,6 +46,10 @@ pub fn check(config: &RunConfig, arguments: &[String]) -> Result<(), CliError> {
         control::socket::check(path)?;
     }
     Ok(())
+}
+
+fn rootfs(config: &RunConfig) -> Option<&RootFs> {
+    config.command.as_ref()?.rootfs.as_ref()
 }
 
 /// A regular file that can be read.

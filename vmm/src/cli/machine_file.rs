@@ -1,7 +1,7 @@
 //! A machine description (`--machine FILE`): the options of `berth run` in TOML.
 //!
 //! Options that are given once are keys of their names, without dashes in front; those that are given
-//! again and again are tables, `[[device]]`, whose keys are the device's properties. Everything becomes
+//! again and again are tables, `[[device]]`, whose keys are the device's properties, or lists of texts. Everything becomes
 //! the text that the command line would have had, so that both mean the same and are refused alike.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use crate::grammar::did_you_mean;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Options that are given once.
-const SINGLE: [&str; 11] = [
+const SINGLE: [&str; 12] = [
     "kernel",
     "initrd",
     "append",
@@ -29,6 +29,7 @@ const SINGLE: [&str; 11] = [
     "io-affinity",
     "overcommit",
     "com2",
+    "rootfs",
     "control-pipe",
     "control-socket",
 ];
@@ -40,6 +41,9 @@ const REPEATED: [(&str, &str); 4] = [
     ("object", "qom-type"),
     ("device", "driver"),
 ];
+
+/// Options that are lists of texts, and the guest's command.
+const LISTS: [&str; 3] = ["with", "module", "command"];
 
 /// What a file says, as arguments of options.
 #[derive(Debug, Default, PartialEq)]
@@ -77,6 +81,9 @@ impl MachineFile {
             if let Some((_, first)) = REPEATED.iter().find(|(name, _)| *name == key) {
                 let arguments = arguments(&key, first, value)?;
                 machine.repeated.insert(key, arguments);
+            } else if LISTS.contains(&key.as_str()) {
+                let texts = texts(&key, value)?;
+                machine.repeated.insert(key, texts);
             } else if SINGLE.contains(&key.as_str()) {
                 let text = text_of(&key, &value)?;
                 machine.single.insert(key, text);
@@ -124,10 +131,19 @@ fn one_line(error: &toml::de::Error) -> String {
 fn unknown(key: &str) -> String {
     let known: Vec<&str> = SINGLE
         .into_iter()
+        .chain(LISTS)
         .chain(REPEATED.iter().map(|(name, _)| *name))
         .collect();
     let near = did_you_mean(key, &known);
     format!("unknown key \"{key}\"{near}; known: {}", known.join(", "))
+}
+
+/// A list of texts.
+fn texts(key: &str, value: Value) -> Result<Vec<String>, String> {
+    let Value::Array(values) = value else {
+        return Err(format!("{key}: must be a list, such as [\"a\", \"b\"]"));
+    };
+    values.iter().map(|value| text_of(key, value)).collect()
 }
 
 /// `[[device]]` and its like as arguments.
@@ -232,6 +248,8 @@ mod tests {
                 "device: must be tables, each headed [[device]]",
             ),
             ("[device]\ndriver = 'nvme'", "each headed [[device]]"),
+            ("with = 'x'", "with: must be a list"),
+            ("command = [1.5]", "command: is a fraction"),
             ("[[device]]\nid = 1.5", "[[device]] 1: id: is a fraction"),
             (
                 "[[disk]]\n[[disk]]\n'a=b' = 1",

@@ -5,6 +5,7 @@ use toml::{Table, Value};
 
 use super::RunConfig;
 use crate::grammar::format_size;
+use crate::guest_command::GuestCommand;
 use crate::spec::{
     BackendSpec, ControllerSpec, DeviceSpec, DiskSpec, DriveSpec, NamespaceSpec, SubsystemSpec,
 };
@@ -52,6 +53,9 @@ pub fn text(config: &RunConfig) -> String {
     };
     machine.add("overcommit", lock);
     machine.maybe("com2", config.com2.as_deref().map(path));
+    if let Some(command) = &config.command {
+        guest_command(&mut machine, command);
+    }
     machine.maybe("control-pipe", config.control_pipe.as_deref().map(path));
     machine.maybe("control-socket", config.control_socket.as_deref().map(path));
     // What was left out, and why.
@@ -87,6 +91,22 @@ pub fn text(config: &RunConfig) -> String {
         }
     }
     text
+}
+
+fn guest_command(p: &mut Properties, command: &GuestCommand) {
+    let list = |texts: Vec<String>| (!texts.is_empty()).then_some(texts);
+    let with = command.with.iter().map(|with| {
+        let from = with.from.display();
+        let to = with.to.as_ref();
+        to.map_or_else(|| from.to_string(), |to| format!("{from}={to}"))
+    });
+    p.maybe(
+        "rootfs",
+        command.rootfs.as_ref().map(|root| root.argument.clone()),
+    );
+    p.maybe("with", list(with.collect()));
+    p.maybe("module", list(command.modules.clone()));
+    p.add("command", command.words.clone());
 }
 
 /// CPUs in order, as `--io-affinity` and `io-affinity` take them; nothing for any.

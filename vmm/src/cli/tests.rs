@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::grammar::Problem;
+use crate::guest_command::{RootKind, With};
 use crate::spec::BackendSpec;
 
 /// A directory with files of all kinds; its path is `DIR` in the tables.
@@ -101,6 +102,7 @@ fn defaults_are_small() {
         memory_lock: MemoryLock::Off,
         io_affinity: Vec::new(),
         com2: None,
+        command: None,
         verbosity: 0,
     };
     assert_eq!(config, expected);
@@ -197,6 +199,43 @@ fn devices_and_disks_arrive_in_order() {
 }
 
 #[test]
+fn a_command_is_left_as_it_is() {
+    let command = |line| config(line).command.unwrap();
+    let plain = command("-v -- sh -c exit~7 --kernel -- -v");
+    assert_eq!(plain.words, ["sh", "-c", "exit 7", "--kernel", "--", "-v"]);
+    assert_eq!((plain.rootfs, plain.with), (None, Vec::new()));
+    let full = command("--with a --with=b=/c --module m --rootfs DIR -- x");
+    assert_eq!(full.modules, ["m"]);
+    assert_eq!(full.with, [With::parse("a"), With::parse("b=/c")]);
+    assert!(matches!(full.rootfs.unwrap().kind, RootKind::Directory(_)));
+    let image = command("--rootfs DIR/a.img,ro -- x").rootfs.unwrap();
+    let RootKind::Disk(spec) = image.kind else {
+        panic!("no disk")
+    };
+    assert!(spec.disk.ro);
+}
+
+#[test]
+fn a_description_can_have_a_command() {
+    let dir = files();
+    let line =
+        "--kernel DIR/kernel --rootfs DIR --with a --with b=/c --module m -- sh -c exit~7 --x";
+    let Invocation::Print(text) = parse_in(&dir, &format!("run --dry-run {line}")).unwrap() else {
+        panic!("it was to be printed");
+    };
+    let given = parse_in(&dir, &format!("run {line}")).unwrap();
+    assert_eq!(described(&dir, &text, "").unwrap(), given, "{text}");
+    let Invocation::Run(other) = described(&dir, &text, "--with d -- true").unwrap() else {
+        panic!("it was to be run");
+    };
+    let command = other.command.unwrap();
+    assert_eq!(
+        (command.words, command.with.len()),
+        (vec!["true".to_owned()], 3)
+    );
+}
+
+#[test]
 fn limits_are_inside() {
     for (line, memory) in [
         ("-m 64", 64 << 20),
@@ -277,7 +316,9 @@ fn help_names_every_property_and_status() {
             assert!(help.contains(key), "{key} of {driver}");
         }
     }
-    for status in ["  0 ", "  1 ", "  32 ", "  33 ", "  34 ", "  35 "] {
+    for status in [
+        "  0 ", "  1 ", "  32 ", "  33 ", "  34 ", "  35 ", "  126 ", "  127 ", "  255 ",
+    ] {
         assert!(help.contains(status), "{status}");
     }
     for line in help.lines() {
@@ -506,12 +547,40 @@ fn wrong_command_lines_are_refused() {
                 "-: unexpected argument; a kernel is given with --kernel, an image with --disk",
             ),
             (
-                "run --kernel x -- fio --version",
-                "-- fio --version: running a command in the guest is not supported by berth yet",
+                "run --kernel x --",
+                "--: the COMMAND is missing; for example \"berth run --disk a.img -- nvme list\"",
             ),
             (
-                "run --kernel x --",
-                "--: running a command in the guest is not supported by berth yet",
+                &format!("{K} --initrd DIR/a.img -- true"),
+                "--initrd DIR/a.img: a COMMAND has an initramfs of berth's own; use --rootfs DIR, --with FILE",
+            ),
+            (
+                &format!("{K} --com2 DIR/x -- true"),
+                "--com2 DIR/x: COM2 carries the output of the COMMAND, which is on stdout and stderr",
+            ),
+            (
+                &format!("{K} --rootfs DIR"),
+                "--rootfs DIR: needs a COMMAND behind \"--\"",
+            ),
+            (
+                &format!("{K} --module nvme"),
+                "--module nvme: needs a COMMAND behind \"--\"",
+            ),
+            (
+                &format!("{K} --with a"),
+                "--with a: needs a COMMAND behind \"--\"",
+            ),
+            (
+                &format!("{K} --with a --rootfs DIR/a.img -- true"),
+                "--with a: has no place in an image; put the file into the image of --rootfs",
+            ),
+            (
+                &format!("{K} --rootfs memory=1M -- true"),
+                "--rootfs memory=1M: must be a directory or an image",
+            ),
+            (
+                &format!("{K} --rootfs DIR/a.img,bogus=1 -- true"),
+                "--rootfs DIR/a.img,bogus=1: BOGUS",
             ),
             (
                 &format!("{K} -m 63M"),

@@ -2,6 +2,7 @@
 
 mod bars;
 mod bench;
+mod command;
 mod features;
 mod flow;
 mod hostile;
@@ -100,6 +101,7 @@ const TESTS: &[Test] = &[
     test("bars", bars::run),
     test("hostile", hostile::run),
     named_only("bench", bench::run),
+    named_only("command", command::run),
     named_only("hotplug", hotplug::run),
     named_only("moves", moves::run),
     named_only("reboot", machine::reboot),
