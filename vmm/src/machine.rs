@@ -27,11 +27,13 @@ use crate::console::{Output, PanicWatch, Stdout};
 use crate::cpuid::Template;
 use crate::event_loop::EventLoop;
 use crate::exit::{ExitReason, Outcome, USAGE};
+use crate::host::{SOFTWARE_KVM, kvm_is_software};
 use crate::interrupt::{Allocator, Interrupts};
 use crate::kvm::{self, KvmError};
 use crate::live::SlotEvents;
 use crate::memory::{self, MemoryError};
 use crate::registry::{DeviceError, Parts, Registry};
+use crate::startup::{Phase, Startup, Stopwatch};
 use crate::vcpu::{Shared, Threads, Vcpu};
 
 /// Interrupt of COM1, a GSI.
@@ -135,18 +137,23 @@ pub struct Machine {
 
 impl Machine {
     /// Makes the machine that `config` describes, with its kernel loaded, and its devices, whose admin
-    /// work is done in `events`.
+    /// work is done in `events`; `watch` is told of each part that is done.
     ///
     /// # Errors
     /// See [`MachineError`].
     pub fn new(
         config: &RunConfig,
         events: &Rc<EventLoop>,
+        watch: &mut Stopwatch,
     ) -> Result<(Self, Registry), MachineError> {
+        // What is wrong with the kernel is told whatever the host is like.
+        boot::check(&config.kernel, config.memory)?;
         let ram = memory::create(&layout::ram_ranges(config.memory))?;
+        watch.lap(Phase::Memory);
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm, config.cpus)?;
         memory::register(&vm, &ram)?;
+        watch.lap(Phase::Kvm);
         let interrupts = Interrupts::new(Arc::clone(&vm)).map_err(host("interrupt routes"))?;
         let outcome = Arc::new(Outcome::new().map_err(host("an event"))?);
         let shared = Shared {
@@ -170,7 +177,10 @@ impl Machine {
             .ports
             .insert(pci_hotplug::BASE, pci_hotplug::LEN, hotplug.clone())?;
         let registry = registry(config, &shared, &interrupts, Rc::clone(events))?;
+        watch.lap(Phase::Devices);
         let entry = load_kernel(config, &shared.ram)?;
+        warn_of_software_kvm(&entry);
+        watch.lap(Phase::Kernel);
         let template = Template::new(&kvm, config.cpus)?;
         let vcpus = (0..config.cpus)
             .map(|id| Vcpu::new(&vm, id, &template))
@@ -181,6 +191,7 @@ impl Machine {
                 .attach(interrupts.coalesced())
                 .map_err(host("the ring of kept writes"))?;
         }
+        watch.lap(Phase::Vcpus);
         let machine = Self {
             outcome,
             com1,
@@ -195,13 +206,14 @@ impl Machine {
         Ok((machine, registry))
     }
 
-    /// Starts the vCPUs.
+    /// Starts the vCPUs; `startup` is told when the first one enters the guest.
     ///
     /// # Errors
     /// No thread could be made.
-    pub fn start(&mut self) -> Result<Running, MachineError> {
+    pub fn start(&mut self, startup: &Arc<Startup>) -> Result<Running, MachineError> {
         let vcpus = std::mem::take(&mut self.vcpus);
-        let threads = Threads::start(vcpus, &self.shared).map_err(host("the vCPUs' threads"))?;
+        let threads = Threads::start(vcpus, &self.shared, startup);
+        let threads = threads.map_err(host("the vCPUs' threads"))?;
         Ok(Running { threads })
     }
 
@@ -354,6 +366,13 @@ const _: () = {
     assert!(acpi::EVENT_PCI_HOTPLUG == boot::acpi::GED_PCI_HOTPLUG);
     assert!(acpi::EVENT_POWER_BUTTON == boot::acpi::GED_POWER_BUTTON);
 };
+
+/// Linux may hang there without a word. Kernels with a PVH note may be anything.
+fn warn_of_software_kvm(entry: &boot::Entry) {
+    if matches!(entry, boot::Entry::Linux64 { .. }) && kvm_is_software() {
+        tracing::warn!("{SOFTWARE_KVM}");
+    }
+}
 
 fn load_kernel(config: &RunConfig, ram: &GuestRam) -> Result<boot::Entry, MachineError> {
     // Ports below 0x700 only: the sum fits.

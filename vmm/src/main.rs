@@ -10,6 +10,8 @@ mod cpuid;
 mod event_loop;
 mod exit;
 mod grammar;
+mod host;
+mod image;
 mod interrupt;
 mod kvm;
 mod live;
@@ -20,21 +22,28 @@ mod registry;
 mod run;
 mod signals;
 mod spec;
+mod startup;
 mod stderr;
 mod terminal;
 mod vcpu;
 mod waits;
+mod welcome;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let watch = startup::Stopwatch::start();
     match cli::parse(std::env::args_os().skip(1)) {
         Ok(cli::Invocation::Print(text)) => {
             cli::print(&text);
             ExitCode::SUCCESS
         }
+        Ok(cli::Invocation::Nothing) => {
+            stderr::say(format_args!("berth: {}", welcome::text()));
+            ExitCode::from(exit::USAGE)
+        }
         Ok(cli::Invocation::Ctl(config)) => ctl(&config),
-        Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config)),
+        Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config, watch)),
         Err(error) => {
             stderr::say(format_args!("berth: {error}"));
             ExitCode::from(error.status())

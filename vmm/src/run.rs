@@ -16,16 +16,19 @@ use crate::exit::{ExitReason, Outcome};
 use crate::live::{Announcement, Live};
 use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
+use crate::startup::{Phase, Stopwatch};
 use crate::stderr;
 use crate::terminal::{self, RawMode};
 
-/// Runs a machine and returns the exit status; the reason goes to standard error.
-pub fn run(config: &RunConfig) -> u8 {
+/// Runs a machine and returns the exit status; the reason goes to standard error. `watch` runs since
+/// berth's start.
+pub fn run(config: &RunConfig, mut watch: Stopwatch) -> u8 {
+    watch.lap(Phase::Options);
     start_logging(config.verbosity);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match run_machine(config) {
+    match run_machine(config, watch) {
         Ok(reason) => {
             stderr::say(format_args!("berth: {reason}"));
             reason.status()
@@ -67,7 +70,7 @@ fn start_logging(verbosity: u8) {
         .init();
 }
 
-fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
+fn run_machine(config: &RunConfig, mut watch: Stopwatch) -> anyhow::Result<ExitReason> {
     raise_file_limit();
     let signals = Signals::block().context("cannot watch signals")?;
     let control = ControlServer::new(
@@ -75,10 +78,25 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
         config.control_socket.as_deref(),
     )?;
     let events = Rc::new(EventLoop::new().context("cannot make an event loop")?);
-    let (mut machine, registry) = Machine::new(config, &events)?;
+    watch.lap(Phase::Control);
+    let result = run_in(&events, config, watch, signals, control);
+    // Images are closed here, and so free for the next berth: of a process that ended the kernel lets go
+    // later.
+    events.clear();
+    result
+}
+
+fn run_in(
+    events: &Rc<EventLoop>,
+    config: &RunConfig,
+    mut watch: Stopwatch,
+    signals: Signals,
+    control: ControlServer,
+) -> anyhow::Result<ExitReason> {
+    let (mut machine, registry) = Machine::new(config, events, &mut watch)?;
     let raw = Rc::new(RawMode::start().context("cannot make the terminal raw")?);
-    watch_end(&events, &machine.outcome)?;
-    watch_signals(&events, signals, Rc::clone(&raw), &machine.outcome)?;
+    watch_end(events, &machine.outcome)?;
+    watch_signals(events, signals, Rc::clone(&raw), &machine.outcome)?;
     let outcome = Arc::clone(&machine.outcome);
     console::start_input(Arc::clone(&machine.com1), outcome, terminal::is_terminal())
         .context("cannot start reading standard input")?;
@@ -86,10 +104,13 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
         registry,
         Arc::clone(&machine.hotplug),
         Arc::clone(&machine.slots),
-        Rc::clone(&events),
+        Rc::clone(events),
     )
     .context("cannot watch the hot-plug slots")?;
-    let running = machine.start()?;
+    // The devices stay until nothing runs on them any more.
+    let _devices = Rc::clone(&live);
+    let startup = Arc::new(watch.finish());
+    let running = machine.start(&startup)?;
     let commands = Commands {
         outcome: Arc::clone(&machine.outcome),
         acpi: Arc::clone(&machine.acpi),
@@ -98,8 +119,9 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
         cpus: config.cpus,
         memory: config.memory,
         started: Instant::now(),
+        startup,
     };
-    let result = serve(&events, commands, control);
+    let result = serve(events, commands, control);
     running.stop();
     machine.finish_output();
     terminal::restore();
