@@ -4,12 +4,14 @@
 //! emulated outer machine with itself inside, where it finds hardware KVM and
 //! does the very same.
 
+mod boot_time;
 mod control;
 mod counters;
 mod guest;
 mod hotplug;
 mod interrupts;
 mod iolog;
+mod iopoll;
 mod kit;
 mod kvmstat;
 mod measure;
