@@ -4,9 +4,11 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use boot::layout;
@@ -150,6 +152,25 @@ impl Machine {
         boot::check(&config.kernel, config.memory)?;
         let ram = memory::create(&layout::ram_ranges(config.memory))?;
         watch.lap(Phase::Memory);
+        // KVM waits more than it works while it makes a machine.
+        thread::scope(|scope| {
+            let copying = thread::Builder::new()
+                .name("kernel".into())
+                .spawn_scoped(scope, || load_kernel(config, &ram))
+                .map_err(host("a thread that loads the kernel"))?;
+            let loaded = || copying.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Self::build(config, events, watch, ram.clone(), loaded)
+        })
+    }
+
+    /// Makes the machine while its kernel is being loaded into `ram`; `loaded` waits for that.
+    fn build(
+        config: &RunConfig,
+        events: &Rc<EventLoop>,
+        watch: &mut Stopwatch,
+        ram: GuestRam,
+        loaded: impl FnOnce() -> Result<boot::Entry, MachineError>,
+    ) -> Result<(Self, Registry), MachineError> {
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm, config.cpus)?;
         memory::register(&vm, &ram)?;
@@ -178,20 +199,20 @@ impl Machine {
             .insert(pci_hotplug::BASE, pci_hotplug::LEN, hotplug.clone())?;
         let registry = registry(config, &shared, &interrupts, Rc::clone(events))?;
         watch.lap(Phase::Devices);
-        let entry = load_kernel(config, &shared.ram)?;
-        warn_of_software_kvm(&entry);
-        watch.lap(Phase::Kernel);
         let template = Template::new(&kvm, config.cpus)?;
         let vcpus = (0..config.cpus)
             .map(|id| Vcpu::new(&vm, id, &template))
             .collect::<Result<Vec<_>, _>>()?;
+        watch.lap(Phase::Vcpus);
+        let entry = loaded()?;
+        warn_of_software_kvm(&entry);
+        watch.lap(Phase::Kernel);
         if let Some(first) = vcpus.first() {
             first.set_entry(&entry.cpu_state())?;
             first
                 .attach(interrupts.coalesced())
                 .map_err(host("the ring of kept writes"))?;
         }
-        watch.lap(Phase::Vcpus);
         let machine = Self {
             outcome,
             com1,

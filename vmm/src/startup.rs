@@ -22,11 +22,11 @@ pub enum Phase {
     Kvm,
     /// Buses and devices, with their images and I/O threads.
     Devices,
-    /// The kernel and the initrd into guest memory.
-    Kernel,
-    /// vCPUs and their registers.
+    /// vCPUs.
     Vcpus,
-    /// The terminal and the threads.
+    /// What was left to load of the kernel and the initrd, which began when there was memory.
+    Kernel,
+    /// Registers, the terminal and the threads.
     Threads,
 }
 

@@ -107,7 +107,7 @@ fn the_time_to_the_guests_start_is_told_by_phase() {
         sum += micros.parse::<u64>().unwrap();
     }
     let expected = [
-        "options", "control", "memory", "kvm", "devices", "kernel", "vcpus", "threads",
+        "options", "control", "memory", "kvm", "devices", "vcpus", "kernel", "threads",
     ];
     assert_eq!(names, expected);
     // Each is rounded down.
