@@ -21,13 +21,13 @@ const HEADER_LENGTH_OFFSET: u64 = 0x201;
 /// Where the magic number is, right after that byte.
 const MAGIC_OFFSET: usize = 0x202;
 /// Where the boot sector signature is.
-const BOOT_FLAG_OFFSET: u64 = 0x1FE;
+pub(crate) const BOOT_FLAG_OFFSET: u64 = 0x1FE;
 /// End of the fields up to `init_size`, which protocol 2.12 has.
 const HEADER_MIN_END: usize = 0x264;
 /// "HdrS".
 const HEADER_MAGIC: u32 = 0x5372_6448;
 /// Boot sector signature.
-const BOOT_FLAG: u16 = 0xAA55;
+pub(crate) const BOOT_FLAG: u16 = 0xAA55;
 /// The 64-bit entry point, `startup_64`, is this far into the protected-mode
 /// code.
 const ENTRY_64_OFFSET: u64 = 0x200;

@@ -73,9 +73,9 @@ pub enum KernelError {
     /// It cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Neither of the two formats was recognized.
-    #[error("is not a kernel: expected a Linux bzImage or an x86-64 ELF file")]
-    NotAKernel,
+    /// Neither of the two formats was recognized; what it looks like.
+    #[error("is not a kernel: {0}")]
+    NotAKernel(&'static str),
     /// It ends before what its headers describe.
     #[error("is cut short: {length} bytes long, its headers describe at least {needed}")]
     Truncated {

@@ -15,6 +15,7 @@ mod error;
 mod file;
 mod initrd;
 pub mod layout;
+mod lookalike;
 mod memory_map;
 mod pvh;
 mod reset_vector;
@@ -75,6 +76,20 @@ impl Entry {
             Self::Linux64 { rip, boot_params } => cpu::CpuState::linux64(rip, boot_params),
             Self::Pvh { rip, start_info } => cpu::CpuState::pvh(rip, start_info),
         }
+    }
+}
+
+/// Whether `kernel` can be loaded into a guest of `memory` bytes, as far as its headers tell.
+///
+/// # Errors
+/// As [`load`], where the kernel is why.
+pub fn check(kernel: &Path, memory: u64) -> Result<(), Error> {
+    match Kernel::open(kernel, memory) {
+        Ok(_) => Ok(()),
+        Err(problem) => Err(Error::Kernel {
+            path: kernel.to_owned(),
+            problem,
+        }),
     }
 }
 
@@ -143,7 +158,7 @@ impl Kernel {
         } else if bzimage::is_bzimage(&image) {
             BzImage::parse(image, memory).map(Self::BzImage)
         } else {
-            Err(KernelError::NotAKernel)
+            Err(KernelError::NotAKernel(lookalike::advice(&image)))
         }
     }
 

@@ -5,6 +5,7 @@ mod files;
 mod machine_file;
 mod normalize;
 mod pages;
+mod qemu;
 mod resolved;
 #[cfg(test)]
 mod tests;
@@ -86,6 +87,8 @@ pub enum Invocation {
     Ctl(CtlConfig),
     /// Print this on stdout and exit with status 0: help, version.
     Print(String),
+    /// No command was given.
+    Nothing,
 }
 
 /// Why a command line cannot be followed. Starts with the argument.
@@ -210,11 +213,13 @@ take K, M, G and T. The drivers and their properties:
   nvme         a controller: id, subsys (id of a subsystem), addr (PCI slot), serial, model, firmware,
                max_ioqpairs (1-128), mqes (1-65535), mdts (1-9), io-threads (1-64), io-affinity (CPUs
                for these threads in turn, such as 2-3:5), poll-us (0-1000; 50), cntlid (0-65519);
-               with a disk of its own: file (or drive), memory, null, cache, ro, logical_block_size
+               with a disk of its own: file (or drive), memory, null, cache, ro, logical_block_size,
+               format
   nvme-ns      a namespace: id, bus (a subsystem, or a controller for its subsystem), nsid (1-1024),
                file=PATH, memory=SIZE or null=SIZE, cache (writeback, none, writethrough, directsync,
                unsafe), ro, logical_block_size (512, 4096), shared=on|off, detached, ctrl (the one
-               controller, with shared=off), uuid, eui64, nguid",
+               controller, with shared=off), uuid, eui64, nguid, format=raw (for a file that looks
+               like another format)",
     example = "\
 berth run --kernel bzImage --initrd initrd.img -m 1G --cpus 2 --disk a.img
 berth run --disk a.img -- nvme list
@@ -368,7 +373,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
     });
     let args: Vec<String> = args.collect::<Result<_, _>>()?;
     let Some((first, rest)) = args.split_first() else {
-        return Err(nothing_to_do());
+        return Ok(Invocation::Nothing);
     };
     let parsed = match first.as_str() {
         "help" => return help(rest),
@@ -392,7 +397,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
             Some(extra) => Err(CliError::usage(extra, "unexpected argument of berth man")),
             None => pages::manual().map(Invocation::Print),
         },
-        None => Err(nothing_to_do()),
+        None => Ok(Invocation::Nothing),
     }
 }
 
@@ -402,15 +407,12 @@ pub fn print(text: &str) {
     let _ = std::io::stdout().flush();
 }
 
-fn nothing_to_do() -> CliError {
-    CliError::usage(
-        "COMMAND",
-        "nothing to do; boot a guest with \"berth run --kernel FILE --disk FILE\", control it with \
-         \"berth ctl PATH COMMAND\", or see \"berth --help\"",
-    )
-}
-
 fn unknown_command(given: &str) -> CliError {
+    if Path::new(given).is_file() {
+        let problem =
+            "is a file, not a command; a kernel is booted with \"berth run --kernel FILE\"";
+        return CliError::usage(given, problem);
+    }
     let known: Vec<&str> = COMMANDS
         .into_iter()
         .chain(["--help", "--version"])
@@ -430,7 +432,7 @@ fn help(topics: &[String]) -> Result<Invocation, CliError> {
     }
     match parsed(topic, usize::MAX, &["--help".to_owned()])? {
         Parsed::Help(text) => Ok(Invocation::Print(text)),
-        Parsed::Args(..) => Err(nothing_to_do()),
+        Parsed::Args(..) => Ok(Invocation::Nothing),
     }
 }
 
@@ -541,7 +543,7 @@ fn configure(mut args: RunArgs, command: Option<Vec<String>>) -> Result<Invocati
     for spec in objects.iter_mut().chain(&mut devices) {
         spec.resolve(&drives);
     }
-    let config = RunConfig {
+    let mut config = RunConfig {
         kernel,
         initrd: optional_path("--initrd", args.initrd)?,
         append: args.append.unwrap_or_default(),
@@ -581,6 +583,8 @@ fn configure(mut args: RunArgs, command: Option<Vec<String>>) -> Result<Invocati
     }
     check_ids(&config, &arguments)?;
     check_control_paths(&config)?;
+    let root = other_disks_root(&config.append);
+    config.warnings.extend(root);
     files::check(&config, &arguments)?;
     Ok(if args.dry_run {
         Invocation::Print(resolved::text(&config))
@@ -776,6 +780,24 @@ fn check_ids(config: &RunConfig, arguments: &[String]) -> Result<(), CliError> {
         seen.insert(id, argument);
     }
     Ok(())
+}
+
+/// A remark on a root file system that is on a disk of another kind than the guest has.
+fn other_disks_root(append: &str) -> Option<String> {
+    let names = ["/dev/vd", "/dev/sd", "/dev/hd", "/dev/xvd"];
+    append.split_whitespace().find_map(|word| {
+        let device = word.strip_prefix("root=")?;
+        let rest = names.iter().find_map(|name| device.strip_prefix(name))?;
+        let mut rest = rest.chars();
+        let letter = rest.next().filter(char::is_ascii_lowercase)?;
+        let number = u32::from(letter) - u32::from('a') + 1;
+        let partition = rest.as_str();
+        let p = if partition.is_empty() { "" } else { "p" };
+        Some(format!(
+            "--append {word}: the guest's disks are NVMe; root=/dev/nvme0n{number}{p}{partition}, \
+             probably"
+        ))
+    })
 }
 
 /// Refuses a socket in the place of a FIFO of the pair.

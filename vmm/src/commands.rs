@@ -16,6 +16,7 @@ use crate::interrupt::Interrupts;
 use crate::live::Live;
 use crate::qtree;
 use crate::registry::{Object, Registry};
+use crate::startup::Startup;
 use crate::waits::Condition;
 
 /// The machine as [`CommandSink`] sees it.
@@ -34,6 +35,8 @@ pub struct Commands {
     pub memory: u64,
     /// When the guest was started.
     pub started: Instant,
+    /// How long that took.
+    pub startup: Arc<Startup>,
 }
 
 impl CommandSink for Commands {
@@ -143,6 +146,7 @@ impl Commands {
         json!({
             "status": if self.outcome.reason().is_some() { "ended" } else { "running" },
             "uptime_seconds": self.started.elapsed().as_secs_f64(),
+            "startup_us": self.startup.to_json(),
             "cpus": self.cpus,
             "memory": self.memory,
             "version": env!("CARGO_PKG_VERSION"),

@@ -77,6 +77,13 @@ impl EventLoop {
         }
     }
 
+    /// Removes all watches. Handlers hold what they serve, and often the loop itself: without this
+    /// neither would ever be dropped.
+    pub fn clear(&self) {
+        let ids: Vec<u64> = self.entries.borrow().keys().copied().collect();
+        ids.into_iter().for_each(|id| self.remove(Watch(id)));
+    }
+
     /// Makes [`Self::run`] return after the handler that calls this.
     pub fn stop(&self) {
         self.stopped.set(true);
@@ -134,6 +141,29 @@ fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
 mod tests {
     use super::*;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    #[test]
+    fn a_cleared_loop_lets_go_of_what_its_handlers_hold() {
+        let events = Rc::new(EventLoop::new().unwrap());
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let (itself, held) = (Rc::clone(&events), Rc::new(()));
+        let inner = Rc::clone(&held);
+        let handler = move |_| {
+            let _ = &inner;
+            itself.stop();
+        };
+        events.add(&event, EventSet::IN, handler).unwrap();
+        events.clear();
+        assert_eq!((Rc::strong_count(&events), Rc::strong_count(&held)), (1, 1));
+        // The loop can be used again.
+        event.write(1).unwrap();
+        let inner = Rc::clone(&events);
+        events
+            .add(&event, EventSet::IN, move |_| inner.stop())
+            .unwrap();
+        events.run().unwrap();
+        events.clear();
+    }
 
     #[test]
     fn handlers_add_and_remove_watches() {

@@ -6,21 +6,23 @@ use boot::layout;
 use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
+use crate::host;
+
 /// Why there is no virtual machine.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
-    /// No such device.
+    /// No such device, and what to do about it.
+    #[error("/dev/kvm does not exist or has no driver: {0}")]
+    Missing(String),
+    /// No permission, and how to get it.
+    #[error("/dev/kvm may not be opened by this user: {0}")]
+    Permission(String),
+    /// Somebody else has the processor's virtualisation.
     #[error(
-        "/dev/kvm does not exist: load the module (modprobe kvm_intel or kvm_amd), turn on \
-         VT-x or AMD-V in the firmware, or, inside a virtual machine, allow nested virtualisation"
+        "another hypervisor (VirtualBox, VMware) is using the processor's virtualisation: end its \
+         machines, or unload its modules (sudo modprobe -r vboxdrv vmmon)"
     )]
-    Missing,
-    /// No permission.
-    #[error(
-        "/dev/kvm may not be opened by this user: add the user to the group that owns it \
-         (usually `kvm`) and log in again"
-    )]
-    Permission,
+    Busy,
     /// Another error on opening.
     #[error("/dev/kvm cannot be opened: {0}")]
     Open(kvm_ioctls::Error),
@@ -59,8 +61,9 @@ pub fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError
 /// See [`KvmError`]; each message says what to do.
 pub fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing,
-        libc::EACCES | libc::EPERM => KvmError::Permission,
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing(host::if_missing()),
+        errno @ (libc::EACCES | libc::EPERM) => KvmError::Permission(host::if_not_permitted(errno)),
+        libc::EBUSY => KvmError::Busy,
         _ => KvmError::Open(error),
     })?;
     let version = kvm.get_api_version();
@@ -87,6 +90,14 @@ pub fn open() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
+/// The kernel turns the processor's virtualisation on for the first machine only.
+fn not_created(error: kvm_ioctls::Error) -> KvmError {
+    match error.errno() {
+        libc::EBUSY => KvmError::Busy,
+        _ => refused("create a virtual machine")(error),
+    }
+}
+
 /// Makes a virtual machine with in-kernel PIC, IOAPIC, local APICs and PIT, ready for vCPUs.
 ///
 /// # Errors
@@ -99,9 +110,7 @@ pub fn create_vm(kvm: &Kvm, cpus: u8) -> Result<Arc<VmFd>, KvmError> {
             allowed,
         });
     }
-    let vm = kvm
-        .create_vm()
-        .map_err(refused("create a virtual machine"))?;
+    let vm = kvm.create_vm().map_err(not_created)?;
     let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(refused("place the identity map"))?;
@@ -115,4 +124,20 @@ pub fn create_vm(kvm: &Kvm, cpus: u8) -> Result<Arc<VmFd>, KvmError> {
     })
     .map_err(refused("create the interval timer"))?;
     Ok(Arc::new(vm))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_processor_is_told_from_other_failures() {
+        let busy = not_created(kvm_ioctls::Error::new(libc::EBUSY)).to_string();
+        assert!(busy.contains("VirtualBox"), "{busy}");
+        let other = not_created(kvm_ioctls::Error::new(libc::ENOMEM)).to_string();
+        assert!(
+            other.starts_with("KVM refused to create a virtual machine"),
+            "{other}"
+        );
+    }
 }

@@ -4,9 +4,11 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use boot::layout;
@@ -28,11 +30,13 @@ use crate::cpuid::Template;
 use crate::event_loop::EventLoop;
 use crate::exit::{ExitReason, Outcome, USAGE};
 use crate::guest_command::Session;
+use crate::host::{SOFTWARE_KVM, kvm_is_software};
 use crate::interrupt::{Allocator, Interrupts};
 use crate::kvm::{self, KvmError};
 use crate::live::SlotEvents;
 use crate::memory::{self, MemoryError};
 use crate::registry::{DeviceError, Parts, Registry};
+use crate::startup::{Phase, Startup, Stopwatch};
 use crate::stderr;
 use crate::vcpu::{Shared, StringPort, Threads, Vcpu};
 
@@ -141,18 +145,42 @@ pub struct Machine {
 
 impl Machine {
     /// Makes the machine that `config` describes, with its kernel loaded, and its devices, whose admin
-    /// work is done in `events`.
+    /// work is done in `events`; `watch` is told of each part that is done.
     ///
     /// # Errors
     /// See [`MachineError`].
     pub fn new(
         config: &RunConfig,
         events: &Rc<EventLoop>,
+        watch: &mut Stopwatch,
     ) -> Result<(Self, Registry), MachineError> {
+        // What is wrong with the kernel is told whatever the host is like.
+        boot::check(&config.kernel, config.memory)?;
         let ram = memory::create(&layout::ram_ranges(config.memory))?;
+        watch.lap(Phase::Memory);
+        // KVM waits more than it works while it makes a machine.
+        thread::scope(|scope| {
+            let copying = thread::Builder::new()
+                .name("kernel".into())
+                .spawn_scoped(scope, || load_kernel(config, &ram))
+                .map_err(host("a thread that loads the kernel"))?;
+            let loaded = || copying.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Self::build(config, events, watch, ram.clone(), loaded)
+        })
+    }
+
+    /// Makes the machine while its kernel is being loaded into `ram`; `loaded` waits for that.
+    fn build(
+        config: &RunConfig,
+        events: &Rc<EventLoop>,
+        watch: &mut Stopwatch,
+        ram: GuestRam,
+        loaded: impl FnOnce() -> Result<boot::Entry, MachineError>,
+    ) -> Result<(Self, Registry), MachineError> {
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm, config.cpus)?;
         memory::register(&vm, &ram)?;
+        watch.lap(Phase::Kvm);
         let interrupts = Interrupts::new(Arc::clone(&vm)).map_err(host("interrupt routes"))?;
         let outcome = Arc::new(Outcome::new().map_err(host("an event"))?);
         let mut shared = Shared {
@@ -181,11 +209,15 @@ impl Machine {
             .ports
             .insert(pci_hotplug::BASE, pci_hotplug::LEN, hotplug.clone())?;
         let registry = registry(config, &shared, &interrupts, Rc::clone(events))?;
-        let entry = load_kernel(config, &shared.ram)?;
+        watch.lap(Phase::Devices);
         let template = Template::new(&kvm, config.cpus)?;
         let vcpus = (0..config.cpus)
             .map(|id| Vcpu::new(&vm, id, &template))
             .collect::<Result<Vec<_>, _>>()?;
+        watch.lap(Phase::Vcpus);
+        let entry = loaded()?;
+        warn_of_software_kvm(&entry);
+        watch.lap(Phase::Kernel);
         if let Some(first) = vcpus.first() {
             first.set_entry(&entry.cpu_state())?;
             first
@@ -208,13 +240,14 @@ impl Machine {
         Ok((machine, registry))
     }
 
-    /// Starts the vCPUs.
+    /// Starts the vCPUs; `startup` is told when the first one enters the guest.
     ///
     /// # Errors
     /// No thread could be made.
-    pub fn start(&mut self) -> Result<Running, MachineError> {
+    pub fn start(&mut self, startup: &Arc<Startup>) -> Result<Running, MachineError> {
         let vcpus = std::mem::take(&mut self.vcpus);
-        let threads = Threads::start(vcpus, &self.shared).map_err(host("the vCPUs' threads"))?;
+        let threads = Threads::start(vcpus, &self.shared, startup);
+        let threads = threads.map_err(host("the vCPUs' threads"))?;
         Ok(Running { threads })
     }
 
@@ -428,6 +461,13 @@ const _: () = {
 /// A port's number. Those of this machine are below 0x700: it fits.
 fn narrow(port: u64) -> u16 {
     u16::try_from(port).unwrap_or(u16::MAX)
+}
+
+/// Linux may hang there without a word. Kernels with a PVH note may be anything.
+fn warn_of_software_kvm(entry: &boot::Entry) {
+    if matches!(entry, boot::Entry::Linux64 { .. }) && kvm_is_software() {
+        tracing::warn!("{SOFTWARE_KVM}");
+    }
 }
 
 fn load_kernel(config: &RunConfig, ram: &GuestRam) -> Result<boot::Entry, MachineError> {

@@ -12,6 +12,8 @@ mod exit;
 mod grammar;
 mod guest;
 mod guest_command;
+mod host;
+mod image;
 mod interrupt;
 mod kvm;
 mod live;
@@ -23,11 +25,13 @@ mod registry;
 mod run;
 mod signals;
 mod spec;
+mod startup;
 mod stderr;
 mod string_io;
 mod terminal;
 mod vcpu;
 mod waits;
+mod welcome;
 
 use std::process::ExitCode;
 
@@ -35,13 +39,18 @@ fn main() -> ExitCode {
     if guest::is_first_process() {
         guest::run();
     }
+    let watch = startup::Stopwatch::start();
     match cli::parse(std::env::args_os().skip(1)) {
         Ok(cli::Invocation::Print(text)) => {
             cli::print(&text);
             ExitCode::SUCCESS
         }
+        Ok(cli::Invocation::Nothing) => {
+            stderr::say(format_args!("berth: {}", welcome::text()));
+            ExitCode::from(exit::USAGE)
+        }
         Ok(cli::Invocation::Ctl(config)) => ctl(&config),
-        Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config)),
+        Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config, watch)),
         Err(error) => {
             stderr::say(format_args!("berth: {error}"));
             ExitCode::from(error.status())

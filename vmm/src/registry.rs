@@ -20,10 +20,11 @@ use uuid::Uuid;
 use self::error::host;
 pub use self::error::{DeviceError, Problem};
 use crate::event_loop::{EventLoop, EventSet, Watch};
+use crate::image;
 use crate::machine::tell_of_spare;
 use crate::spec::{
     BackendSpec, ControllerSpec, DEFAULT_MAX_IOQPAIRS, DEFAULT_MDTS, DEFAULT_MQES, DEFAULT_POLL_US,
-    DeviceSpec, DiskSpec, Drives, NamespaceSpec, SubsystemSpec, default_nqn,
+    DeviceSpec, DiskSpec, Drives, Format, NamespaceSpec, SubsystemSpec, default_nqn,
 };
 
 /// Model number of controllers that are given none.
@@ -711,10 +712,13 @@ impl Registry {
         }
     }
 
-    fn open(&self, disk: &DiskSpec) -> Result<Arc<dyn Backend>, OpenError> {
+    fn open(&self, disk: &DiskSpec) -> Result<Arc<dyn Backend>, Problem> {
         let mut disk = disk.clone();
         disk.resolve(&self.drives);
-        open(&disk)
+        if let (BackendSpec::File { path, .. }, Format::Probed) = (&disk.backend, disk.format) {
+            image::check(path)?;
+        }
+        Ok(open(&disk)?)
     }
 
     fn insert(&mut self, id: &str, object: Object) {

@@ -17,16 +17,19 @@ use crate::guest_command::{self, Session};
 use crate::live::{Announcement, Live};
 use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
+use crate::startup::{Phase, Stopwatch};
 use crate::stderr;
 use crate::terminal::{self, RawMode};
 
-/// Runs a machine and returns the exit status; the reason goes to standard error.
-pub fn run(config: &RunConfig) -> u8 {
+/// Runs a machine and returns the exit status; the reason goes to standard error. `watch` runs since
+/// berth's start.
+pub fn run(config: &RunConfig, mut watch: Stopwatch) -> u8 {
+    watch.lap(Phase::Options);
     start_logging(config.verbosity);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match run_machine(config) {
+    match run_machine(config, watch) {
         Ok(Ended {
             reason,
             session: None,
@@ -88,7 +91,7 @@ fn start_logging(verbosity: u8) {
         .init();
 }
 
-fn run_machine(config: &RunConfig) -> anyhow::Result<Ended> {
+fn run_machine(config: &RunConfig, mut watch: Stopwatch) -> anyhow::Result<Ended> {
     raise_file_limit();
     let signals = Signals::block().context("cannot watch signals")?;
     let late_signals = signals.try_clone().context("cannot watch signals")?;
@@ -103,9 +106,24 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<Ended> {
         config.control_socket.as_deref(),
     )?;
     let events = Rc::new(EventLoop::new().context("cannot make an event loop")?);
-    let made = Machine::new(config, &events);
+    watch.lap(Phase::Control);
+    let parts = (signals, late_signals, control);
+    let result = run_in(&events, config, watch, parts);
+    // Images are closed here, and so free for the next berth: of a process that ended the kernel lets go
+    // later.
+    events.clear();
+    result
+}
+
+fn run_in(
+    events: &Rc<EventLoop>,
+    config: &RunConfig,
+    mut watch: Stopwatch,
+    (signals, late_signals, control): (Signals, Signals, ControlServer),
+) -> anyhow::Result<Ended> {
+    let made = Machine::new(config, events, &mut watch);
     let (mut machine, registry) = match made {
-        Err(error) if prepared.is_some() => return Err(guest_command::explained(error)),
+        Err(error) if config.command.is_some() => return Err(guest_command::explained(error)),
         made => made?,
     };
     // A command has the terminal as its input; only a console needs it raw.
@@ -114,17 +132,20 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<Ended> {
         Some(_) => None,
     };
     let raw = Rc::new(raw);
-    watch_end(&events, &machine.outcome)?;
-    watch_signals(&events, signals, Rc::clone(&raw), &machine.outcome)?;
+    watch_end(events, &machine.outcome)?;
+    watch_signals(events, signals, Rc::clone(&raw), &machine.outcome)?;
     start_input(&machine).context("cannot start reading standard input")?;
     let live = Live::new(
         registry,
         Arc::clone(&machine.hotplug),
         Arc::clone(&machine.slots),
-        Rc::clone(&events),
+        Rc::clone(events),
     )
     .context("cannot watch the hot-plug slots")?;
-    let running = machine.start()?;
+    // The devices stay until nothing runs on them any more.
+    let _devices = Rc::clone(&live);
+    let startup = Arc::new(watch.finish());
+    let running = machine.start(&startup)?;
     let commands = Commands {
         outcome: Arc::clone(&machine.outcome),
         acpi: Arc::clone(&machine.acpi),
@@ -133,8 +154,9 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<Ended> {
         cpus: config.cpus,
         memory: config.memory,
         started: Instant::now(),
+        startup,
     };
-    let result = serve(&events, commands, control);
+    let result = serve(events, commands, control);
     running.stop();
     machine.finish_output();
     terminal::restore();

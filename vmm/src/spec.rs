@@ -143,6 +143,18 @@ pub struct DiskSpec {
     pub logical_block_size: u32,
     /// Writes are refused.
     pub ro: bool,
+    /// Whether a file is looked at before it is taken for raw.
+    pub format: Format,
+}
+
+/// What is known of the format of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// Nothing: a file that looks like another format than raw is refused.
+    #[default]
+    Probed,
+    /// It is raw, whatever it looks like.
+    Raw,
 }
 
 /// Where a namespace's bytes are.
@@ -228,6 +240,12 @@ impl DeviceSpec {
             ("nvme", Form::Object) => Err(properties.error(Problem::Conflict(
                 "a controller is a PCI device; use --device or device_add",
             ))),
+            (path, Form::Device) if path.contains(['.', '/']) => {
+                Err(properties.error(Problem::Conflict(
+                    "the driver is missing; an image is given with --disk FILE, or as \
+                     nvme-ns,file=FILE",
+                )))
+            }
             _ => Err(properties.error(Problem::UnknownDriver {
                 near: nearest(&driver, &DRIVERS),
                 driver,
@@ -382,7 +400,17 @@ impl NamespaceSpec {
     /// # Errors
     /// As for a `nvme-ns` device, and where it names a bus or a controller.
     pub fn from_disk(argument: &str) -> Result<Parsed<Self>, SpecError> {
-        let mut properties = Properties::parse(argument, "file")?;
+        let mut properties = Properties::parse(argument, "file").map_err(|error| match error {
+            // `nvme-ns,file=…` gives the file twice.
+            SpecError { argument, .. } if is_device(&argument) => SpecError {
+                argument,
+                problem: DEVICE_AS_DISK,
+            },
+            error => error,
+        })?;
+        if is_device(argument) {
+            return Err(properties.error(DEVICE_AS_DISK));
+        }
         properties.set_driver("a disk");
         if properties.has("bus") || properties.has("ctrl") {
             return Err(properties.error(Problem::Conflict(
@@ -448,6 +476,7 @@ impl DiskSpec {
         let logical_block_size = block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
         let ro = p.take_bool("ro")?;
         let cache = p.take_with("cache", parse_cache)?;
+        let format = p.take_with("format", parse_format)?;
         let file = p.take_text("file")?.map(PathBuf::from);
         let drive = p.take_text("drive")?;
         let size = |max| move |value: &str| parse_disk_size(value, logical_block_size, max);
@@ -469,10 +498,11 @@ impl DiskSpec {
                     ("logical_block_size", block_size.is_some()),
                     ("ro", ro.is_some()),
                     ("cache", cache.is_some()),
+                    ("format", format.is_some()),
                 ];
                 return match stray.iter().find(|(_, given)| *given) {
                     Some(_) => Err(p.error(Problem::Conflict(
-                        "logical_block_size, ro and cache describe a disk; \
+                        "logical_block_size, ro, cache and format describe a disk; \
                          give one of file=PATH, memory=SIZE and null=SIZE",
                     ))),
                     None => Ok(None),
@@ -488,10 +518,14 @@ impl DiskSpec {
         if cache.is_some() && memory_or_null {
             return Err(p.error(Problem::Conflict("cache is for file= only")));
         }
+        if format.is_some() && memory_or_null {
+            return Err(p.error(Problem::Conflict("format is for file= only")));
+        }
         Ok(Some(Self {
             backend,
             logical_block_size,
             ro: ro.unwrap_or(false),
+            format: format.unwrap_or_default(),
         }))
     }
 
@@ -504,7 +538,12 @@ impl DiskSpec {
             Some(found) => (found.file.clone(), found.cache),
             None => (drive.into(), CacheMode::default()),
         };
-        self.ro |= drives.get(drive).is_some_and(|found| found.ro);
+        if let Some(found) = drives.get(drive) {
+            self.ro |= found.ro;
+            if found.format == Format::Raw {
+                self.format = Format::Raw;
+            }
+        }
         self.backend = BackendSpec::File {
             path,
             cache: cache.unwrap_or(given),
@@ -523,6 +562,8 @@ pub struct DriveSpec {
     pub cache: CacheMode,
     /// Writes are refused.
     pub ro: bool,
+    /// Whether the file is looked at before it is taken for raw.
+    pub format: Format,
 }
 
 /// Drives by their ids.
@@ -544,10 +585,7 @@ impl DriveSpec {
             "none" => Ok(()),
             _ => Err("must be none, for a device with drive= to use it; or use --disk".into()),
         })?;
-        p.take_with("format", |value| match value {
-            "raw" => Ok(()),
-            _ => Err("must be raw; convert it first (qemu-img convert -O raw)".into()),
-        })?;
+        let format = p.take_with("format", parse_format)?.unwrap_or_default();
         p.take_with("media", |value| match value {
             "disk" => Ok(()),
             _ => Err("must be disk".into()),
@@ -565,9 +603,18 @@ impl DriveSpec {
             file: file.ok_or(no_file)?.into(),
             cache,
             ro,
+            format,
         };
         Ok(Parsed { spec, ignored })
     }
+}
+
+const DEVICE_AS_DISK: Problem = Problem::Conflict("this is a device; give it with --device");
+
+/// Whether an argument begins with a driver.
+fn is_device(argument: &str) -> bool {
+    let first = argument.split(',').next().unwrap_or_default();
+    DRIVERS.contains(&first)
 }
 
 /// Takes a number from `low` to `high` in a type that holds `high`.
@@ -654,6 +701,13 @@ fn parse_cache(value: &str) -> Result<CacheMode, String> {
     value
         .parse()
         .map_err(|_| "must be one of writeback, none, writethrough, directsync, unsafe".into())
+}
+
+fn parse_format(value: &str) -> Result<Format, String> {
+    match value {
+        "raw" => Ok(Format::Raw),
+        _ => Err("must be raw; convert it first (qemu-img convert -O raw)".into()),
+    }
 }
 
 fn parse_disk_size(value: &str, block_size: u32, max: u64) -> Result<u64, String> {

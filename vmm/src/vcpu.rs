@@ -24,7 +24,9 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use crate::coalesced::CoalescedMmio;
 use crate::cpuid::Template;
 use crate::exit::{ExitReason, Outcome};
+use crate::host::{SOFTWARE_KVM, kvm_is_software};
 use crate::kvm::{KvmError, refused};
+use crate::startup::Startup;
 use crate::string_io::{PAGE, take_rest};
 
 /// How often a vCPU thread is told again to stop.
@@ -207,11 +209,12 @@ struct Running {
 }
 
 impl Threads {
-    /// Starts one thread per vCPU, named `vcpu0` and so on.
+    /// Starts one thread per vCPU, named `vcpu0` and so on; `startup` is told when that one enters the
+    /// guest.
     ///
     /// # Errors
     /// No thread could be made, or a page could not be mapped.
-    pub fn start(vcpus: Vec<Vcpu>, shared: &Shared) -> io::Result<Self> {
+    pub fn start(vcpus: Vec<Vcpu>, shared: &Shared, startup: &Arc<Startup>) -> io::Result<Self> {
         extern "C" fn interrupted(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         // Its only purpose is to interrupt KVM_RUN.
         register_signal_handler(SIGRTMIN(), interrupted)?;
@@ -227,9 +230,13 @@ impl Threads {
                 stopping: Arc::clone(&stopping),
             };
             let report = report.clone();
+            let startup = (id == 0).then(|| Arc::clone(startup));
             let handle = thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .spawn(move || {
+                    if let Some(startup) = startup {
+                        startup.enter_guest();
+                    }
                     runner.run();
                     // The receiver is gone only if nobody waits.
                     let _ = report.send(id);
@@ -377,10 +384,12 @@ impl Runner {
             error.suberror
         );
         if error.suberror == KVM_INTERNAL_ERROR_EMULATION {
-            ExitReason::Crash(format!(
-                "{text}; KVM cannot emulate this instruction here: use a host whose processor \
-                 offers VT-x or AMD-V"
-            ))
+            let why = if kvm_is_software() {
+                SOFTWARE_KVM
+            } else {
+                "KVM cannot emulate this instruction"
+            };
+            ExitReason::Crash(format!("{text}; {why}"))
         } else {
             ExitReason::Failure(text)
         }
@@ -432,6 +441,7 @@ fn system_event(id: u8, event: u32) -> ExitReason {
 mod tests {
     use super::*;
     use crate::interrupt::{Allocator, Interrupts};
+    use crate::startup::Stopwatch;
     use crate::{kvm, memory};
     use boot::{Entry, layout};
     use devices::bus::BusDevice;
@@ -522,8 +532,9 @@ mod tests {
             .collect();
         vcpus[0].set_entry(&state).unwrap();
         vcpus[0].attach(interrupts.coalesced()).unwrap();
+        let startup = Arc::new(Stopwatch::start().finish());
         Some(Guest {
-            threads: Threads::start(vcpus, &shared).unwrap(),
+            threads: Threads::start(vcpus, &shared, &startup).unwrap(),
             outcome,
             recorder,
             interrupts,

@@ -85,6 +85,36 @@ fn console_goes_to_standard_output_and_com2_to_its_file() {
 }
 
 #[test]
+fn the_time_to_the_guests_start_is_told_by_phase() {
+    if !kvm() {
+        return;
+    }
+    let (status, _, err) = Guest::new(&power_off()).run(&["-v", "--disk", "null=1M"]);
+    assert_eq!(status, 0, "{err}");
+    let text = "the guest starts after ";
+    let line = err.lines().find_map(|line| line.split_once(text));
+    let (total, phases) = line
+        .unwrap_or_else(|| panic!("{err}"))
+        .1
+        .split_once(" us: ")
+        .unwrap();
+    let total: u64 = total.parse().unwrap();
+    let mut names = Vec::new();
+    let mut sum = 0;
+    for phase in phases.split(", ") {
+        let (name, micros) = phase.split_once(' ').unwrap();
+        names.push(name);
+        sum += micros.parse::<u64>().unwrap();
+    }
+    let expected = [
+        "options", "control", "memory", "kvm", "devices", "vcpus", "kernel", "threads",
+    ];
+    assert_eq!(names, expected);
+    // Each is rounded down.
+    assert!(sum <= total && total <= sum + 8, "{err}");
+}
+
+#[test]
 fn vcpus_that_nobody_started_do_not_keep_a_run_alive() {
     if !kvm() {
         return;

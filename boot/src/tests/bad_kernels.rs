@@ -17,6 +17,7 @@ fn cut(mut image: Vec<u8>, length: usize) -> Vec<u8> {
 
 /// Asserts that `path` is refused by name, in words that contain `says`.
 fn assert_refused(machine: &Machine, path: &Path, case: &str, says: &str) {
+    assert!(crate::check(path, machine.memory).is_err(), "{case}");
     let text = match machine.load(path, None, "") {
         Ok(entry) => panic!("{case}: loaded as {entry:?}"),
         Err(error) => error.to_string(),
@@ -68,9 +69,13 @@ fn bad_bzimages() -> Vec<Case> {
     vec![
         ("empty", vec![], "is empty"),
         ("one byte", vec![0x7F], "is not a kernel"),
-        ("text", b"#!/bin/sh\necho hello\n".repeat(100), "is not a kernel"),
-        ("gzip", patched(vec![0; 4096], &[(0, &[0x1F, 0x8B])]), "expected a Linux bzImage or an x86-64 ELF"),
-        ("no boot flag", patched(bz(), &[(0x1FE, &[0, 0])]), "is not a kernel"),
+        ("text", b"#!/bin/sh\necho hello\n".repeat(100), "is not a kernel: it is a script"),
+        ("gzip", patched(vec![0; 4096], &[(0, &[0x1F, 0x8B])]), "is not a kernel: it is compressed; an initial RAM disk is given with --initrd"),
+        ("xz", b"\xfd7zXZ\0".to_vec(), "is not a kernel: it is compressed;"),
+        ("cpio", b"070701".repeat(100), "is not a kernel: it is an initial RAM disk (a cpio archive); give it with --initrd"),
+        ("qcow2", b"QFI\xfb\0\0\0\x03".to_vec(), "is not a kernel: it is a disk image; give it with --disk"),
+        ("MBR", patched(vec![0; 4096], &[(0x1FE, &[0x55, 0xAA])]), "is not a kernel: it is a disk image; give it with --disk"),
+        ("no boot flag", patched(bz(), &[(0x1FE, &[0, 0])]), "is not a kernel: a Linux bzImage or an x86-64 ELF file is wanted"),
         ("no magic", patched(bz(), &[(0x202, b"hdrs")]), "is not a kernel"),
         ("only a boot sector", cut(bz(), 512), "is not a kernel"),
         ("header cut", cut(bz(), 0x240), "is cut short: 576 bytes long, its headers describe at least 612"),

@@ -10,8 +10,9 @@ mod elf;
 mod hostile_headers;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{ByteValued, Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::{Config, Entry, Error, acpi, layout};
 
@@ -29,15 +30,28 @@ struct Machine {
 }
 
 impl Machine {
+    /// With one file behind all of its RAM, as berth has it.
     fn new(memory: u64) -> Self {
-        let ranges: Vec<_> = layout::ram_ranges(memory)
-            .into_iter()
-            .map(|(start, length)| (GuestAddress(start), usize::try_from(length).unwrap()))
-            .collect();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(memory).unwrap();
+        let mut offset = 0;
+        Self::with(memory, |length| {
+            let part = FileOffset::from_arc(Arc::clone(&file), offset);
+            offset += length;
+            Some(part)
+        })
+    }
+
+    fn with(memory: u64, mut behind: impl FnMut(u64) -> Option<FileOffset>) -> Self {
+        let ranges = layout::ram_ranges(memory).into_iter();
+        let ranges = ranges.map(|(start, length)| {
+            let bytes = usize::try_from(length).unwrap();
+            (GuestAddress(start), bytes, behind(length))
+        });
         Self {
             directory: tempfile::tempdir().unwrap(),
             memory,
-            ram: GuestMemoryMmap::from_ranges(&ranges).unwrap(),
+            ram: GuestMemoryMmap::from_ranges_with_files(ranges).unwrap(),
         }
     }
 
@@ -76,6 +90,13 @@ impl Machine {
     fn read_obj<T: ByteValued>(&self, address: u64) -> T {
         self.ram.read_obj(GuestAddress(address)).unwrap()
     }
+}
+
+#[test]
+fn memory_without_a_file_behind_it_is_filled_too() {
+    let machine = Machine::with(MEMORY, |_| None);
+    machine.load_bytes(&good_bzimage(), "").unwrap();
+    assert_eq!(machine.read(LOAD_ADDRESS, PAYLOAD), pattern(PAYLOAD));
 }
 
 /// `length` bytes in which no two neighbouring pages are alike.

@@ -171,7 +171,7 @@ pub enum OpenError {
     /// Locked or claimed by someone else.
     #[error(
         "image '{path}' is in use by another process (or another namespace, or it is mounted): \
-         close it there, or open it read-only everywhere"
+         close it there (`fuser -v {path}` tells whose it is), or open it read-only everywhere"
     )]
     InUse {
         /// The image.

@@ -50,6 +50,24 @@ fn the_guest_reports_its_own_faults() {
     }
 }
 
+/// Of a process that ended with its io_uring the kernel lets go later; berth closes its images before.
+#[test]
+fn an_image_is_free_when_berth_has_ended() {
+    let machine = Machine::with(&[]).unwrap();
+    let image = harness::image(machine.folder(), "disk.img", 64 << 20).unwrap();
+    let disk = format!("{},cache=none", image.display());
+    let machine = machine.and(&["--disk", &disk]);
+    for round in 1..=40 {
+        let Some(report) = machine.run("test=io").unwrap() else {
+            return;
+        };
+        report.ended_with(0);
+        if let Err(error) = harness::files::lock(&image) {
+            panic!("round {round}: {error}");
+        }
+    }
+}
+
 #[test]
 fn no_controller_means_skipped() {
     let machine = Machine::with(&[]).unwrap();

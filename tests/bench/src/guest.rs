@@ -25,7 +25,11 @@ const THREAD_COUNTERS: [&str; 4] = ["enters", "inline", "sleeps", "polled"];
 
 type Counters = BTreeMap<&'static str, f64>;
 
-fn guest() -> Result<PathBuf> {
+/// The guest's ELF image.
+///
+/// # Errors
+/// `BARE_GUEST` does not name it.
+pub fn guest() -> Result<PathBuf> {
     let named = std::env::var_os(GUEST);
     Ok(named
         .with_context(|| format!("{GUEST} must name the bare-metal guest; cargo xtask bench does"))?

@@ -4,6 +4,7 @@
 //! for all of them; figures are medians of the rounds. The guest is the bare-metal one, which runs at
 //! native speed on any KVM.
 
+mod boot;
 mod contender;
 mod cpu;
 mod files;
@@ -59,6 +60,11 @@ property of QEMU's nvme. Its virtio-blk runs in an I/O thread and polls as
 QEMU does by default.
 
 Writes bench.json and pictures (SVG) into the folder that BENCH_OUT names.
+
+cargo xtask boot [rounds=20] [qemu-rounds=5]
+
+Time to the first instruction of a guest, beside QEMU's microvm and q35 machines
+with the same guest; medians, and berth's own share by phase.
 ";
 
 fn main() -> ExitCode {
@@ -70,7 +76,11 @@ fn main() -> ExitCode {
         print!("{HELP}");
         return ExitCode::SUCCESS;
     }
-    match Plan::parse(&words).and_then(|plan| run(&plan)) {
+    let done = match words.split_first() {
+        Some((first, rest)) if first == "boot" => boot::Plan::parse(rest).and_then(boot::run),
+        _ => Plan::parse(&words).and_then(|plan| run(&plan)),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");

@@ -46,9 +46,10 @@ extern "C" fn rust_start() -> ! {
     interrupts::init();
     let info = pvh::StartInfo::get();
     let line = CommandLine::new(info.command_line());
+    // The first sign of life, before anything that takes time.
+    println!("bare guest: {line}");
     memory::init(&info);
     time::init();
-    println!("bare guest: {line}");
     let ok = tests::run(&line, &info);
     if ok {
         exit::power_off();

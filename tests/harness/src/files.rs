@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -93,9 +94,38 @@ pub fn patterned_image(dir: &Path, name: &str, bytes: u64) -> io::Result<PathBuf
     Ok(path)
 }
 
+/// Opens a file and locks it as berth locks images that may be written, without waiting for others.
+///
+/// # Errors
+/// `WouldBlock` while somebody else has it locked, and those of opening it for writing.
+pub fn lock(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).write(true).open(path)?;
+    // SAFETY: a structure of numbers: from the start of the file, to wherever it ends.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    // A small constant.
+    lock.l_type = libc::c_short::try_from(libc::F_WRLCK).unwrap_or(libc::c_short::MAX);
+    // SAFETY: an open file, and a valid structure that the kernel only reads.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if result == 0 {
+        Ok(file)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_locked_file_is_locked_once() {
+        let dir = scratch().unwrap();
+        let path = image(dir.path(), "x.img", 512).unwrap();
+        let first = lock(&path).unwrap();
+        assert_eq!(lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(first);
+        lock(&path).unwrap();
+    }
 
     #[test]
     fn images_have_the_length_and_pattern_asked_for() {

@@ -1,6 +1,6 @@
 //! One Linux guest of berth: how it is started, talked to and judged.
 
-mod qemu;
+pub mod qemu;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@
 //! emulated outer machine with itself inside, where it finds hardware KVM and
 //! does the very same.
 
+mod boot_time;
 mod command;
 mod control;
 mod counters;
@@ -11,6 +12,7 @@ mod guest;
 mod hotplug;
 mod interrupts;
 mod iolog;
+mod iopoll;
 mod kit;
 mod kvmstat;
 mod measure;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use harness::{Process, Stream, TempDir, Tree};
 
+use crate::iopoll;
 use crate::kit::{Kit, Version};
 use crate::report::{Report, Verdict, parse};
 use crate::scenarios::Scenario;
@@ -37,6 +38,9 @@ const CPU: &str = "EPYC,+svm,+npt,-cx16,\
 /// one. Had the kernel to set its timer anew each time, none might ever come.
 const TICK: &str = "highres=off nohz=off";
 
+/// Gives every NVMe disk a queue without interrupts beside the usual ones, for io_uring's polling.
+const POLL_QUEUES: &str = "nvme.poll_queues=1";
+
 /// Longest time until its first words.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
@@ -48,6 +52,9 @@ const CALIBRATION: Duration = Duration::from_millis(100);
 
 /// Size of the disk for scratch files.
 const SCRATCH_BYTES: u64 = 16 << 30;
+
+/// Size of the disk whose driver polls.
+const POLLED_BYTES: u64 = 64 << 20;
 
 /// How many outer machines may break down in one run.
 const BREAKDOWNS: u32 = 3;
@@ -127,7 +134,9 @@ impl Outer {
         let initramfs = dir.path().join("outer.cpio");
         tree.write_cpio(&initramfs)?;
         let scratch = scratch_disk(dir.path())?;
-        let arguments = arguments(&kernel, &initramfs, &kit.image(), &scratch);
+        let polled = harness::image(dir.path(), "polled.img", POLLED_BYTES)?;
+        let mut arguments = arguments(&kernel, &initramfs, &kit.image(), &scratch);
+        arguments.extend(polled_disk(&polled));
         Ok(Self {
             dir,
             arguments,
@@ -255,7 +264,7 @@ fn tsc_khz() -> u128 {
 fn arguments(kernel: &Path, initramfs: &Path, kit: &Path, scratch: &Path) -> Vec<String> {
     let append = format!(
         "console=ttyS0 panic=-1 mitigations=off nokaslr quiet loglevel=1 \
-         tsc_early_khz={} tsc=reliable no_timer_check {TICK}",
+         tsc_early_khz={} tsc=reliable no_timer_check {TICK} {POLL_QUEUES}",
         tsc_khz()
     );
     let drive = format!(
@@ -293,6 +302,17 @@ fn arguments(kernel: &Path, initramfs: &Path, kit: &Path, scratch: &Path) -> Vec
     .map(|word| (*word).to_owned())
     .chain(["-no-reboot".to_owned()])
     .collect()
+}
+
+/// A raw disk for berth to poll, as [`iopoll`] finds it.
+fn polled_disk(image: &Path) -> [String; 4] {
+    let image = image.display();
+    [
+        "-drive".to_owned(),
+        format!("file={image},if=none,id=polled,format=raw,cache=unsafe"),
+        "-device".to_owned(),
+        format!("nvme,drive=polled,serial={}", iopoll::SERIAL),
+    ]
 }
 
 /// Runs the scenarios in an outer machine. When it breaks down, the scenario

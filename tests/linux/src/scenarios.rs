@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::boot_time;
 use crate::command;
 use crate::counters::{IoCounters, io_queues};
 use crate::guest::Guest;
 use crate::hotplug;
 use crate::interrupts;
+use crate::iopoll;
 use crate::kit::{Form, Kit, Version};
 use crate::measure;
 
@@ -26,7 +28,7 @@ pub struct Scenario {
 pub const SHORT: Duration = Duration::from_secs(60);
 
 /// The same with fio.
-const LONG: Duration = Duration::from_secs(240);
+pub const LONG: Duration = Duration::from_secs(240);
 
 use Form::{BzImage, Elf};
 use Version::{V6_1, V6_12};
@@ -56,6 +58,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "boot_6_12_elf_4_cpus",
         run: |kit| boot(kit, V6_12, Elf, 4),
+    },
+    Scenario {
+        name: "boot_time",
+        run: boot_time::beside_qemu,
     },
     Scenario {
         name: "memory_256_mib",
@@ -109,6 +115,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "fio_loads",
         run: fio_loads,
+    },
+    Scenario {
+        name: "iopoll",
+        run: iopoll::on_a_polled_device,
     },
     Scenario {
         name: "interrupts_per_io",

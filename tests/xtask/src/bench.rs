@@ -1,10 +1,33 @@
 //! `cargo xtask bench`: builds all that is measured, and measures it.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{Context, build, packages};
+
+/// Environment variable that names a Linux kernel.
+const KERNEL: &str = "BENCH_KERNEL";
+
+/// A kernel that `fetch` got.
+fn kernel(context: &Context) -> Option<PathBuf> {
+    let kit = context.cache().join("kit");
+    let kernels = ["debian-6.12", "debian-6.1"].map(|name| kit.join(name).join("vmlinuz"));
+    kernels.into_iter().find(|kernel| kernel.is_file())
+}
+
+/// Measures how long guests take to start.
+///
+/// # Errors
+/// When something cannot be built or installed.
+pub fn boot(context: &Context, words: &[String]) -> Result<ExitCode> {
+    let words: Vec<String> = ["boot".to_owned()]
+        .into_iter()
+        .chain(words.to_vec())
+        .collect();
+    run(context, &words)
+}
 
 /// Hands the terminal to `bench`, which knows the words.
 ///
@@ -32,6 +55,11 @@ pub fn run(context: &Context, words: &[String]) -> Result<ExitCode> {
         if std::env::var_os(name).is_none() {
             command.env(name, context.target.join(folder));
         }
+    }
+    if std::env::var_os(KERNEL).is_none()
+        && let Some(kernel) = kernel(context)
+    {
+        command.env(KERNEL, kernel);
     }
     Ok(if command.status()?.success() {
         ExitCode::SUCCESS

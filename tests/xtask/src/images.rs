@@ -14,9 +14,10 @@ use crate::{Context, kernels, packages};
 /// Raised when what the images hold changes without a change of their inputs.
 const FORMAT: u32 = 2;
 
-/// What QEMU loads for a guest with a kernel, an NVMe device and serial ports.
-const FIRMWARE: [&str; 3] = [
+/// What QEMU loads for a guest with a kernel, an NVMe device and serial ports, on a PC and on microvm.
+const FIRMWARE: [&str; 4] = [
     "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/bios-microvm.bin",
     "/usr/share/qemu/kvmvapic.bin",
     "/usr/share/qemu/linuxboot_dma.bin",
 ];

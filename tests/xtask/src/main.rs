@@ -34,6 +34,8 @@ cargo xtask TASK
   bench [KEY=VALUE]...
                   speed beside QEMU's nvme and virtio-blk and the host's own,
                   as tables, JSON and pictures; `bench help` lists the keys
+  boot [KEY=VALUE]...
+                  time to a guest's first instruction, beside QEMU's machines
   size            size of the release binary, and berth's own memory and idle
                   CPU use; fails above 4 MiB, 8 MiB and 1 %
   help            this text
@@ -91,7 +93,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
         Some((task, rest)) => (task.as_str(), rest),
         None => ("help", args),
     };
-    if !matches!(task, "shell" | "test" | "bench") && !rest.is_empty() {
+    if !matches!(task, "shell" | "test" | "bench" | "boot") && !rest.is_empty() {
         bail!("{task} takes no argument, but got {:?}", rest.join(" "));
     }
     match task {
@@ -112,6 +114,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         "bench" => bench::run(&context, rest),
+        "boot" => bench::boot(&context, rest),
         "size" => size::run(&context),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -12,7 +12,8 @@ use std::path::Path;
 use super::{CliError, RunConfig};
 use crate::control::{self, directory, kind, plain, sys};
 use crate::guest_command::{RootFs, RootKind};
-use crate::spec::{BackendSpec, DiskSpec};
+use crate::image;
+use crate::spec::{BackendSpec, DiskSpec, Format};
 
 /// Checks everything that `config` names. `arguments` are those of [`RunConfig::devices_by_option`].
 ///
@@ -25,7 +26,7 @@ pub fn check(config: &RunConfig, arguments: &[String]) -> Result<(), CliError> {
     }
     for ((_, _, disk), argument) in config.devices_by_option().zip(arguments) {
         if let Some(disk) = disk {
-            image(argument, disk)?;
+            disk_image(argument, disk)?;
         }
     }
     if let Some(RootFs {
@@ -33,7 +34,7 @@ pub fn check(config: &RunConfig, arguments: &[String]) -> Result<(), CliError> {
         kind: RootKind::Disk(spec),
     }) = rootfs(config)
     {
-        image(&format!("--rootfs {argument}"), &spec.disk)?;
+        disk_image(&format!("--rootfs {argument}"), &spec.disk)?;
     }
     if let Some(path) = &config.com2 {
         output(path)?;
@@ -64,21 +65,23 @@ fn plain_file(option: &str, path: &Path) -> Result<(), CliError> {
     sys::access(path, libc::R_OK).map_err(|failed| error(plain(&failed)))
 }
 
-/// A regular file or block device that can be read, and written unless it is read-only.
-fn image(argument: &str, disk: &DiskSpec) -> Result<(), CliError> {
+/// A regular file or block device with a raw image that can be read, and written unless it is
+/// read-only.
+fn disk_image(argument: &str, disk: &DiskSpec) -> Result<(), CliError> {
     let BackendSpec::File { path, .. } = &disk.backend else {
         return Ok(());
     };
     let error =
         |problem: String| CliError::environment(argument, format!("{}: {problem}", path.display()));
     let found = fs::metadata(path).map_err(|failed| {
-        let by_drive = failed.kind() == ErrorKind::NotFound && argument.contains("drive=");
-        let hint = if by_drive {
-            "; drive= takes the id of a --drive, or the path of an image"
-        } else {
-            ""
+        let hint = match failed.kind() {
+            ErrorKind::NotFound if argument.contains("drive=") => {
+                "; drive= takes the id of a --drive, or the path of an image".into()
+            }
+            ErrorKind::NotFound => format!("; make one: truncate -s 1G {}", path.display()),
+            _ => String::new(),
         };
-        error(plain(&failed) + hint)
+        error(plain(&failed) + &hint)
     })?;
     let found = found.file_type();
     if !found.is_file() && !found.is_block_device() {
@@ -88,11 +91,16 @@ fn image(argument: &str, disk: &DiskSpec) -> Result<(), CliError> {
         )));
     }
     sys::access(path, libc::R_OK).map_err(|failed| error(plain(&failed)))?;
+    if disk.format == Format::Probed {
+        image::check(path).map_err(|other| CliError::environment(argument, other.to_string()))?;
+    }
     if disk.ro {
         return Ok(());
     }
-    sys::access(path, libc::W_OK)
-        .map_err(|failed| error(format!("cannot be written ({}); use ro", plain(&failed))))
+    sys::access(path, libc::W_OK).map_err(|failed| {
+        let why = plain(&failed);
+        error(format!("cannot be written ({why}); add ,ro to read only"))
+    })
 }
 
 /// Refuses to empty a file that this guest boots from or has as a disk.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use toml::{Table, Value};
@@ -59,7 +59,15 @@ impl MachineFile {
     /// The file cannot be read, is no TOML, or has keys or values that a machine has not.
     pub fn read(path: &Path) -> Result<Self, CliError> {
         let argument = format!("--machine {}", path.display());
-        let failed = |error| CliError::environment(&argument, plain(&error));
+        let failed = |error: io::Error| {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "; it takes a description in TOML (QEMU's machine types have no meaning here)"
+                }
+                _ => "",
+            };
+            CliError::environment(&argument, plain(&error) + hint)
+        };
         let mut text = String::new();
         let file = File::open(path).map_err(failed)?;
         file.take(MAX_BYTES + 1)

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind, Optionality};
 
-use super::CliError;
+use super::{CliError, qemu};
 use crate::grammar::did_you_mean;
 
 /// A command line in argh's form.
@@ -50,6 +50,8 @@ pub fn normalize(
             state.long(long, &mut rest)?;
         } else if let Some(long) = state.single_dash(arg) {
             state.long(long, &mut rest)?;
+        } else if let Some(error) = state.elsewhere(arg) {
+            return Err(error);
         } else if arg.len() > 1 && arg.starts_with('-') {
             state.short(&arg[1..], &mut rest)?;
         } else {
@@ -79,6 +81,27 @@ impl State<'_> {
         let given = format!("--{name}");
         let known = self.info.flags.iter().any(|flag| flag.long == given);
         (known && name.len() > 1).then_some(long)
+    }
+
+    /// An option that is QEMU's, or that of one of the commands.
+    fn elsewhere(&self, given: &str) -> Option<CliError> {
+        if !given.starts_with('-') {
+            return None;
+        }
+        if self.info.name == "run" {
+            return qemu::advice(given).map(|advice| CliError::usage(given, advice));
+        }
+        let name = given.split_once('=').map_or(given, |(name, _)| name);
+        let long = format!("--{}", name.trim_start_matches('-'));
+        let has_it = |flag: &FlagInfo| {
+            flag.long == long || flag.short.is_some_and(|short| name == format!("-{short}"))
+        };
+        let mut commands = self.info.commands.iter();
+        let command = commands
+            .find(|it| it.command.flags.iter().any(has_it))?
+            .name;
+        let problem = format!("is an option of \"berth {command}\"; berth {command} {name} ...");
+        Some(CliError::usage(name, problem))
     }
 
     fn long(&mut self, arg: &str, rest: &mut Rest<'_>) -> Result<(), CliError> {
@@ -163,6 +186,9 @@ impl State<'_> {
     }
 
     fn unknown(&self, given: &str) -> CliError {
+        if let Some(error) = self.elsewhere(given) {
+            return error;
+        }
         let known: Vec<&'static str> = self.info.flags.iter().map(|flag| flag.long).collect();
         let near = did_you_mean(given, &known);
         // The name of argh's top level is that of a type.

@@ -7,7 +7,8 @@ use super::RunConfig;
 use crate::grammar::format_size;
 use crate::guest_command::GuestCommand;
 use crate::spec::{
-    BackendSpec, ControllerSpec, DeviceSpec, DiskSpec, DriveSpec, NamespaceSpec, SubsystemSpec,
+    BackendSpec, ControllerSpec, DeviceSpec, DiskSpec, DriveSpec, Format, NamespaceSpec,
+    SubsystemSpec,
 };
 
 /// Properties in the order in which people read them.
@@ -172,6 +173,14 @@ fn disk(p: &mut Properties, spec: &DiskSpec) {
     }
     p.add("logical_block_size", i64::from(spec.logical_block_size));
     p.add("ro", spec.ro);
+    format(p, spec.format);
+}
+
+/// Only where it was given.
+fn format(p: &mut Properties, format: Format) {
+    if format == Format::Raw {
+        p.add("format", "raw");
+    }
 }
 
 /// In devices their files stand already; devices that come later name them.
@@ -180,4 +189,5 @@ fn drive(p: &mut Properties, spec: &DriveSpec) {
     p.add("id", spec.id.clone());
     p.add("cache", spec.cache.to_string());
     p.add("readonly", spec.ro);
+    format(p, spec.format);
 }

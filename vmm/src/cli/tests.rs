@@ -83,6 +83,53 @@ fn options_take_every_form() {
 }
 
 #[test]
+fn without_a_command_there_is_nothing_to_do() {
+    for line in ["", "--"] {
+        assert_eq!(parse_in(&files(), line).unwrap(), Invocation::Nothing);
+    }
+}
+
+#[test]
+fn a_root_on_a_disk_of_another_kind_is_warned_of() {
+    let warning = |append: &str| config(&format!("--append={append}")).warnings.pop();
+    for (append, root) in [
+        ("root=/dev/vda", "root=/dev/nvme0n1,"),
+        ("quiet~root=/dev/sdb2~rw", "root=/dev/nvme0n2p2,"),
+        ("root=/dev/xvda1", "root=/dev/nvme0n1p1,"),
+    ] {
+        let warning = warning(append).unwrap();
+        assert!(warning.contains(root), "{warning}");
+    }
+    for append in [
+        "root=/dev/nvme0n1",
+        "root=LABEL=x",
+        "x=/dev/vda",
+        "root=/dev/vd",
+    ] {
+        assert_eq!(warning(append), None, "{append}");
+    }
+}
+
+#[test]
+fn images_of_other_formats_are_refused_unless_they_are_raw() {
+    let dir = files();
+    let base = dir.path().to_str().unwrap();
+    fs::write(dir.path().join("b.img"), b"QFI\xfb\0\0\0\x03").unwrap();
+    for option in [
+        "--disk DIR/b.img",
+        "--device nvme,file=DIR/b.img",
+        "--device nvme,drive=d --drive id=d,file=DIR/b.img",
+    ] {
+        let error = parse_in(&dir, &format!("{K} {option}")).unwrap_err();
+        let told = format!("{base}/b.img: is a qcow2 image, berth takes raw ones; ");
+        assert!(error.to_string().contains(&told), "{error}");
+        assert_eq!(error.status(), 1);
+        let raw = option.replace("b.img", "b.img,format=raw");
+        parse_in(&dir, &format!("{K} {raw}")).unwrap();
+    }
+}
+
+#[test]
 fn defaults_are_small() {
     let config = config("");
     let expected = RunConfig {
@@ -343,6 +390,7 @@ fn a_description_means_what_the_command_line_means() {
                 --drive file=DIR/b,,c.img,id=later,cache=none --device nvme-subsys,id=s \
                 --device nvme,id=c,subsys=s,addr=1f,serial=x~y,model=\"m,firmware=1,mdts=9,cntlid=0 \
                 --device nvme,io-threads=2,io-affinity=0:0,poll-us=0,drive=d,logical_block_size=512 \
+                --disk DIR/a.img,format=raw --drive id=raw,file=DIR/a.img,format=raw \
                 --device nvme-ns,bus=s,memory=64M,logical_block_size=4096,eui64=5,\
 uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8,nguid=000102030405060708090a0b0c0d0e0f";
     let dir = files();
@@ -354,7 +402,7 @@ uuid=6ba7b810-9dad-11d1-80b4-00c04fd430c8,nguid=000102030405060708090a0b0c0d0e0f
         panic!("it was to be printed");
     };
     let given = run(parse_in(&dir, &format!("run {line}")).unwrap());
-    assert_eq!(given.drives.len(), 2);
+    assert_eq!(given.drives.len(), 3);
     assert_eq!(run(described(&dir, &text, "").unwrap()), given, "{text}");
     let again = described(&dir, &text, "--dry-run").unwrap();
     assert_eq!(again, Invocation::Print(text));
@@ -415,7 +463,8 @@ fn wrong_descriptions_are_refused_with_their_name() {
         (
             "[[disk]]\nfile = 'DIR/none.img'",
             "--kernel DIR/kernel",
-            "DIR/machine.toml: --disk file=DIR/none.img: DIR/none.img: no such file or directory",
+            "DIR/machine.toml: --disk file=DIR/none.img: DIR/none.img: no such file or directory; make one: \
+             truncate -s 1G DIR/none.img",
         ),
         (
             "disks = 1",
@@ -433,7 +482,8 @@ fn wrong_descriptions_are_refused_with_their_name() {
         &[
             (
                 "run --machine DIR/none",
-                "--machine DIR/none: no such file or directory",
+                "--machine DIR/none: no such file or directory; it takes a description in TOML (QEMU's machine \
+                 types have no meaning here)",
             ),
             ("run --machine DIR/dir", "--machine DIR/dir: is a directory"),
         ],
@@ -479,12 +529,9 @@ const K: &str = "run --kernel DIR/kernel ";
 
 #[test]
 fn wrong_command_lines_are_refused() {
-    let nothing = "COMMAND: nothing to do; boot a guest with \"berth run --kernel FILE --disk FILE\", \
-                   control it with \"berth ctl PATH COMMAND\", or see \"berth --help\"";
     refused(
         35,
         &[
-            ("", nothing),
             (
                 "completion",
                 "completion: name one shell of bash, fish, nushell, zsh",
@@ -501,7 +548,35 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 "DIR/kernel",
-                "DIR/kernel: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
+                "DIR/kernel: is a file, not a command; a kernel is booted with \"berth run --kernel FILE\"",
+            ),
+            (
+                "DIR/none",
+                "DIR/none: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
+            ),
+            (
+                "--kernel DIR/kernel",
+                "--kernel: is an option of \"berth run\"; berth run --kernel ...",
+            ),
+            (
+                "-kernel DIR/kernel",
+                "-kernel: is an option of \"berth run\"; berth run -kernel ...",
+            ),
+            (
+                "--timeout 3",
+                "--timeout: is an option of \"berth ctl\"; berth ctl --timeout ...",
+            ),
+            (
+                "run -hda DIR/a.img",
+                "-hda: is QEMU's; give an image with --disk FILE",
+            ),
+            (
+                "run --kernel DIR/kernel --smp=2",
+                "--smp: is QEMU's; give the number of vCPUs with --cpus NUMBER",
+            ),
+            (
+                "run -nographic",
+                "-nographic: is QEMU's; the guest's console always is on the terminal; leave it out",
             ),
             (
                 "help me",
@@ -512,7 +587,6 @@ fn wrong_command_lines_are_refused() {
                 "--verison: unknown option (did you mean \"--version\"?); see \"berth --help\"",
             ),
             ("-Vx", "-x: unknown option; see \"berth --help\""),
-            ("--", nothing),
             ("-- run", "run: unexpected argument; see \"berth --help\""),
             (
                 "run",
@@ -633,7 +707,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 &format!("{K} --disk DIR/a.img,rw"),
-                "--disk DIR/a.img,rw: unknown property \"rw\" of a disk (did you mean \"ro\"?); allowed: bus, cache, ctrl, detached, drive, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
+                "--disk DIR/a.img,rw: unknown property \"rw\" of a disk (did you mean \"ro\"?); allowed: bus, cache, ctrl, detached, drive, eui64, file, format, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
             ),
             (
                 &format!("{K} --disk DIR/a.img,bus=s"),
@@ -641,7 +715,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 &format!("{K} --disk DIR/b,c.img"),
-                "--disk DIR/b,c.img: unknown property \"c.img\" of a disk; allowed: bus, cache, ctrl, detached, drive, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
+                "--disk DIR/b,c.img: unknown property \"c.img\" of a disk; allowed: bus, cache, ctrl, detached, drive, eui64, file, format, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
             ),
             (
                 &format!("{K} --disk="),
@@ -661,7 +735,7 @@ fn wrong_command_lines_are_refused() {
 
 #[test]
 fn wrong_devices_are_refused() {
-    let allowed = "addr, cache, cntlid, drive, file, firmware, id, io-affinity, io-threads, logical_block_size, max_ioqpairs, \
+    let allowed = "addr, cache, cntlid, drive, file, firmware, format, id, io-affinity, io-threads, logical_block_size, max_ioqpairs, \
                    mdts, memory, model, mqes, null, poll-us, ro, serial, subsys";
     let drivers = "known drivers: nvme, nvme-ns, nvme-subsys";
     let table = [
@@ -676,6 +750,11 @@ fn wrong_devices_are_refused() {
         (
             "nvme-nss,null=1M",
             format!("unknown driver \"nvme-nss\" (did you mean \"nvme-ns\"?); {drivers}"),
+        ),
+        (
+            "disk.img",
+            "the driver is missing; an image is given with --disk FILE, or as nvme-ns,file=FILE"
+                .into(),
         ),
         (
             "virtio-blk",
@@ -848,7 +927,7 @@ fn wrong_files_are_refused() {
             ),
             (
                 &format!("{K} --disk DIR/none,ro"),
-                "--disk DIR/none,ro: DIR/none: no such file or directory",
+                "--disk DIR/none,ro: DIR/none: no such file or directory; make one: truncate -s 1G DIR/none",
             ),
             (
                 &format!("{K} --disk DIR/dir"),
@@ -864,7 +943,7 @@ fn wrong_files_are_refused() {
             ),
             (
                 &format!("{K} --device nvme-ns,file=DIR/none"),
-                "--device nvme-ns,file=DIR/none: DIR/none: no such file or directory",
+                "--device nvme-ns,file=DIR/none: DIR/none: no such file or directory; make one: truncate -s 1G DIR/none",
             ),
             (
                 &format!("{K} --com2 DIR/dir"),
@@ -952,7 +1031,7 @@ fn files_without_permission_are_refused() {
         Err(_) => assert_eq!(
             result.unwrap_err().to_string(),
             format!(
-                "--disk {base}/a.img: {base}/a.img: cannot be written (permission denied); use ro"
+                "--disk {base}/a.img: {base}/a.img: cannot be written (permission denied); add ,ro to read only"
             )
         ),
     }

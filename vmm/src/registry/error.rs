@@ -9,6 +9,7 @@ use devices::subsystem::SubsystemError;
 
 use crate::control::command::ErrorClass;
 use crate::exit::USAGE;
+use crate::image::NotRaw;
 
 /// Why a device cannot be added: the device, and what is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,9 @@ pub enum Problem {
     /// The image or memory behind a namespace.
     #[error(transparent)]
     Backend(#[from] OpenError),
+    /// A file that is no raw image.
+    #[error(transparent)]
+    NotRaw(#[from] NotRaw),
     /// The subsystem refused.
     #[error(transparent)]
     Subsystem(#[from] SubsystemError),
@@ -109,6 +113,7 @@ impl DeviceError {
             | Problem::Pci(PciError::SlotInUse { .. }) => ErrorClass::Exists,
             Problem::NotFound { .. } => ErrorClass::NotFound,
             Problem::Backend(_)
+            | Problem::NotRaw(_)
             | Problem::Host { .. }
             | Problem::Controller(ControllerError::Event(_)) => ErrorClass::Failed,
             Problem::Subsystem(error) | Problem::Controller(ControllerError::Subsystem(error)) => {
@@ -127,7 +132,7 @@ impl DeviceError {
     /// [`USAGE`] if the command line is wrong whatever the host is like, else 1.
     pub fn status(&self) -> u8 {
         match self.problem {
-            Problem::Backend(_) | Problem::Host { .. } => 1,
+            Problem::Backend(_) | Problem::NotRaw(_) | Problem::Host { .. } => 1,
             Problem::Controller(ControllerError::Event(_)) => 1,
             _ => USAGE,
         }

@@ -88,7 +88,6 @@ pub const NAMESPACE_HINTS: &[(&str, Hint)] = &[
         "size",
         Refused("the size is the image's; for memory and null give memory=SIZE or null=SIZE"),
     ),
-    ("format", Refused("images are always raw; leave it out")),
     ("readonly", Refused("called ro here")),
     ("read-only", Refused("called ro here")),
     ("write-cache", Refused("use cache= to choose")),

@@ -64,6 +64,7 @@ fn defaults_are_qemus() {
         },
         logical_block_size: 512,
         ro: false,
+        format: Format::Probed,
     };
     let expected = NamespaceSpec {
         id: None,
@@ -116,6 +117,7 @@ fn every_property_arrives() {
             backend: BackendSpec::Null(1 << 40),
             logical_block_size: 4096,
             ro: true,
+            format: Format::Probed,
         }),
     };
     assert_eq!(spec, expected);
@@ -230,7 +232,7 @@ fn what_does_not_go_together_is_refused() {
         ),
         (
             "nvme,ro",
-            "logical_block_size, ro and cache describe a disk; give one of file=PATH, memory=SIZE and null=SIZE",
+            "logical_block_size, ro, cache and format describe a disk; give one of file=PATH, memory=SIZE and null=SIZE",
         ),
         (
             "nvme-ns,memory=1000",
@@ -364,17 +366,34 @@ fn a_drive_stands_for_its_image() {
         parsed.ignored,
         ["aio=native is ignored: berth chooses how it does I/O by what the file can do"]
     );
-    let drives = Drives::from([("d".to_owned(), parsed.spec)]);
+    let drive = |argument: &str| {
+        let spec = DriveSpec::parse(argument).unwrap().spec;
+        (spec.id.clone(), spec)
+    };
+    let drives = Drives::from([
+        ("d".to_owned(), parsed.spec),
+        drive("file=r.img,id=r,format=raw"),
+        drive("file=p.img,id=p"),
+    ]);
     let resolved = |argument: &str| {
         let mut spec = device(argument);
         spec.resolve(&drives);
         spec
     };
     for (argument, same) in [
-        ("nvme,drive=d", "nvme,file=a.img,cache=none,ro=on"),
+        (
+            "nvme,drive=d",
+            "nvme,file=a.img,cache=none,ro=on,format=raw",
+        ),
         (
             "nvme-ns,drive=d,cache=unsafe",
-            "nvme-ns,file=a.img,cache=unsafe,ro=on",
+            "nvme-ns,file=a.img,cache=unsafe,ro=on,format=raw",
+        ),
+        // What either says of the format counts.
+        ("nvme-ns,drive=r", "nvme-ns,file=r.img,format=raw"),
+        (
+            "nvme-ns,drive=p,format=raw",
+            "nvme-ns,file=p.img,format=raw",
         ),
         // No drive's id is a path.
         ("nvme-ns,drive=b.img", "nvme-ns,file=b.img"),

@@ -60,7 +60,7 @@ pub(super) fn open(
         image.completions = completions(&metadata);
     }
     let medium = medium(&metadata);
-    let in_memory = in_memory(&image.file);
+    let in_memory = in_memory(&image.file, &metadata);
     Ok(Opened {
         image,
         size,
@@ -69,8 +69,12 @@ pub(super) fn open(
     })
 }
 
-/// Whether the file is on tmpfs or ramfs.
-fn in_memory(file: &File) -> bool {
+/// Whether it is a regular file on tmpfs or ramfs. The nodes of devices in `/dev` are on tmpfs, too, but
+/// not what is behind them.
+pub(super) fn in_memory(file: &File, metadata: &Metadata) -> bool {
+    if !metadata.is_file() {
+        return false;
+    }
     // Not in libc (linux/magic.h).
     const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
     // SAFETY: a plain structure of numbers.

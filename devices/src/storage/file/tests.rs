@@ -370,3 +370,13 @@ fn places_that_a_device_can_reach_fit() {
         assert_eq!(fits(memory, vectors), expected, "{memory} {vectors:x?}");
     }
 }
+
+/// The node of a block device is on the tmpfs of `/dev`; its data is not, and waits for the device.
+#[test]
+fn devices_are_not_in_memory_though_their_nodes_are() {
+    let memory = std::path::Path::new("/dev/shm");
+    let file = tempfile::tempfile_in(memory).unwrap();
+    assert!(open::in_memory(&file, &file.metadata().unwrap()));
+    let node = fs::File::open("/dev/null").unwrap();
+    assert!(!open::in_memory(&node, &node.metadata().unwrap()));
+}

@@ -1,10 +1,23 @@
 //! The same guest on QEMU, to compare with.
 
 use anyhow::Result;
+use harness::process::Builder;
 use harness::{Process, Stdin};
 
 use super::{Guest, Running};
 use crate::kit::Kit;
+
+/// The kit's QEMU with its own libraries and firmware, without options.
+#[must_use]
+pub fn command(kit: &Kit) -> Builder {
+    let qemu = kit.file("qemu");
+    Process::builder(qemu.join("lib/ld-linux-x86-64.so.2"))
+        .arg("--library-path")
+        .arg(qemu.join("lib"))
+        .arg(qemu.join("qemu-system-x86_64"))
+        .arg("-L")
+        .arg(qemu.join("firmware"))
+}
 
 impl Guest {
     /// Starts it on QEMU instead, with an NVMe controller that has these drives as its namespaces,
@@ -14,14 +27,8 @@ impl Guest {
     /// # Errors
     /// When QEMU cannot be started.
     pub fn start_on_qemu(self, kit: &Kit, drives: &[String]) -> Result<Running> {
-        let qemu = kit.file("qemu");
         let com2 = self.dir.path().join("com2");
-        let mut command = Process::builder(qemu.join("lib/ld-linux-x86-64.so.2"))
-            .arg("--library-path")
-            .arg(qemu.join("lib"))
-            .arg(qemu.join("qemu-system-x86_64"))
-            .arg("-L")
-            .arg(qemu.join("firmware"))
+        let mut command = command(kit)
             .args(["-accel", "kvm", "-cpu", "host", "-m", self.memory])
             .args(["-smp", &self.cpus.to_string()])
             .arg("-kernel")

