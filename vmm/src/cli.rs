@@ -217,6 +217,7 @@ berth run --kernel vmlinux --device nvme-subsys,id=s --device nvme,id=c0,subsys=
     error_code(34, "the guest's kernel panicked"),
     error_code(35, "the command line is wrong")
 )]
+#[allow(rustdoc::broken_intra_doc_links)] // These are help texts: brackets are for the user.
 struct RunArgs {
     /// machine description in TOML: keys named as these options are, and tables [[device]],
     /// [[disk]], [[object]], [[drive]]; options given beside it win, or come behind
@@ -296,6 +297,7 @@ berth ctl /tmp/berth watch",
     error_code(1, "it was refused, nobody listens at PATH, or no reply came in time"),
     error_code(35, "the command line is wrong")
 )]
+#[allow(rustdoc::broken_intra_doc_links)] // These are help texts: brackets are for the user.
 struct CtlArgs {
     /// limit for the reply, 1 to 3600 (10); what the command itself waits for is added
     #[argh(option, arg_name = "SECONDS")]
