@@ -76,6 +76,19 @@ pub fn ensure(context: &Context, kit: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Folder of the newest kernel in `kit`.
+///
+/// # Errors
+/// When there is none.
+pub fn newest(kit: &Path) -> Result<PathBuf> {
+    KERNELS
+        .iter()
+        .rev()
+        .map(|kernel| kit.join(kernel.name))
+        .find(|dir| dir.join("release").is_file())
+        .context("the kit has no kernel")
+}
+
 fn fetch(context: &Context, kernel: &Kernel, dir: &Path) -> Result<()> {
     let mut last = anyhow!("no suite has it");
     for suite in kernel.suites {
