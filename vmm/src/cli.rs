@@ -203,8 +203,8 @@ const COMMANDS: [&str; 4] = ["run", "ctl", "completion", "man"];
     usage = "--kernel FILE [OPTION...] [-- COMMAND [ARG...]]",
     note = "\
 With a COMMAND, berth runs that in the guest: its output, its input and its exit status are those of
-berth, and the guest's console is hidden (-v shows it on stderr; its end is shown if the guest dies). The
-guest is busybox and what the COMMAND's program needs, or has the root that --rootfs names. A terminal
+berth, and the guest's console is hidden (-v shows it on stderr; its end is shown if the guest dies).
+The guest is busybox and what the COMMAND's program needs, or has the root that --rootfs names. A terminal
 stays as it is: Ctrl-c ends berth, Ctrl-d the input. Without --kernel the host's own kernel is used.
 
 Every device argument is DRIVER,key=value,flag (a flag is key=on, \",,\" is a comma in a value). Sizes
@@ -236,6 +236,7 @@ berth run --kernel vmlinux --device nvme-subsys,id=s --device nvme,id=c0,subsys=
     error_code(127, "the COMMAND is not found"),
     error_code(255, "the guest ended before its COMMAND did")
 )]
+#[allow(rustdoc::broken_intra_doc_links)] // These are help texts: brackets are for the user.
 struct RunArgs {
     /// machine description in TOML: keys named as these options are, and tables [[device]],
     /// [[disk]], [[object]], [[drive]]; options given beside it win, or come behind
@@ -326,6 +327,7 @@ berth ctl /tmp/berth watch",
     error_code(1, "it was refused, nobody listens at PATH, or no reply came in time"),
     error_code(35, "the command line is wrong")
 )]
+#[allow(rustdoc::broken_intra_doc_links)] // These are help texts: brackets are for the user.
 struct CtlArgs {
     /// limit for the reply, 1 to 3600 (10); what the command itself waits for is added
     #[argh(option, arg_name = "SECONDS")]

@@ -1,10 +1,21 @@
-//! What the README claims: each test that its table beside QEMU names exists.
+//! What the README claims: tests, pages and commands that it names exist.
 
 // Helpers are test code too.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The repository.
+fn root() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap().to_owned()
+}
+
+fn readme() -> String {
+    fs::read_to_string(root().join("README.md")).unwrap()
+}
 
 /// All Rust sources below `folder`, in one text.
 fn sources(folder: &Path, text: &mut String) {
@@ -25,8 +36,7 @@ fn names(cell: &str) -> Vec<&str> {
 
 #[test]
 fn every_row_beside_qemu_names_tests_that_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let (root, readme) = (root(), readme());
     let section = readme.split("### Beside QEMU").nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
@@ -50,5 +60,40 @@ fn every_row_beside_qemu_names_tests_that_exist() {
                 "no test is called {test}: {row}"
             );
         }
+    }
+}
+
+#[test]
+fn linked_files_exist() {
+    let readme = readme();
+    let links: Vec<&str> = readme
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .filter(|link| !link.contains("://"))
+        .collect();
+    assert!(links.len() > 3, "{links:?}");
+    for link in links {
+        assert!(root().join(link).is_file(), "{link}");
+    }
+}
+
+/// Those in running text; those in blocks are run by `cargo xtask test readme`.
+#[test]
+fn commands_of_berth_exist() {
+    let readme = readme();
+    let commands: Vec<&str> = readme
+        .split("`berth ")
+        .skip(1)
+        .filter_map(|rest| rest.split([' ', '`', '\n']).next())
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    assert!(commands.contains(&"ctl"), "{commands:?}");
+    for command in commands {
+        let help = Command::new(env!("CARGO_BIN_EXE_berth"))
+            .args([command, "--help"])
+            .output()
+            .unwrap();
+        assert!(help.status.success(), "berth {command}: {help:?}");
     }
 }

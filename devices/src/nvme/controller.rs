@@ -50,7 +50,7 @@ pub struct ControllerConfig {
     pub mqes: u16,
     /// Largest data transfer as a power of two of 4 KiB, 1 to [`MAX_MDTS`].
     pub mdts: u8,
-    /// How long I/O threads look for commands before they sleep in microseconds, 0 to [`MAX_POLL_US`].
+    /// How long I/O threads look for commands before they sleep in microseconds, 0 to `MAX_POLL_US`.
     pub poll_us: u16,
     /// Controller identifier; the lowest free one if not given.
     pub cntlid: Option<u16>,

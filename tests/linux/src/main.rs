@@ -4,6 +4,7 @@
 //! emulated outer machine with itself inside, where it finds hardware KVM and
 //! does the very same.
 
+mod blocks;
 mod boot_time;
 mod command;
 mod control;
@@ -41,6 +42,8 @@ linux-guests COMMAND [--kit DIR] [--results FILE] [--exact] [--here] [WORD...]
   shell [KERNEL]    an interactive guest
   measure           an idle guest's cost
   outer FILE...     a program (with further files) in the outer machine
+  readme DIR FROM TO
+                    the blocks of DIR/README.md that begin in these lines
 
 --exact   filters are whole names
 --here    guests start on this machine's /dev/kvm, whatever its kind
@@ -103,7 +106,7 @@ fn run(options: &Options) -> Result<bool> {
             }
             return Ok(true);
         }
-        "run" | "demo" | "shell" | "measure" | "outer" => {}
+        "run" | "demo" | "shell" | "measure" | "outer" | "readme" => {}
         other => bail!("unknown command {other:?}\n\n{HELP}"),
     }
     let host = HostKind::detect();
@@ -133,6 +136,7 @@ fn run_here(options: &Options, kit: &Kit) -> Result<bool> {
         "demo" => tasks::demo(kit),
         "shell" => tasks::shell(kit, options.words.first().map(String::as_str)),
         "measure" => measure::run(kit),
+        "readme" => blocks::here(&options.words),
         _ => {
             let mut report = Report::new(options.results.as_deref())?;
             for scenario in select(options)? {
@@ -155,6 +159,7 @@ fn run_outside(options: &Options, kit: &Kit) -> Result<bool> {
             let program = files.first().context("outer needs a program")?;
             Outer::new(kit, program, &files[1..])?.run()
         }
+        "readme" => blocks::outside(kit, &options.words),
         command => {
             let mut words = vec![command];
             words.extend(options.words.iter().map(String::as_str));

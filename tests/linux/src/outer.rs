@@ -50,6 +50,9 @@ const RUN_LIMIT: Duration = Duration::from_secs(40 * 60);
 /// How long the TSC is compared with the clock.
 const CALIBRATION: Duration = Duration::from_millis(100);
 
+/// Where the disk for scratch files is mounted.
+pub const SCRATCH: &str = "/scratch";
+
 /// Size of the disk for scratch files.
 const SCRATCH_BYTES: u64 = 16 << 30;
 
@@ -82,6 +85,14 @@ fn shell_line(words: &[&str]) -> String {
         .join(" ")
 }
 
+/// The line that runs this very program inside with `words`.
+fn self_line(words: &[&str]) -> String {
+    let mut line = vec!["/bin/program"];
+    line.extend(words);
+    line.extend(["--here", "--kit", "/kit", "--results", "/dev/ttyS1"]);
+    shell_line(&line)
+}
+
 impl Outer {
     /// An outer machine that runs this very program with `words`.
     ///
@@ -89,10 +100,16 @@ impl Outer {
     /// When its initramfs cannot be made.
     pub fn for_self(kit: &Kit, words: &[&str]) -> Result<Self> {
         let program = std::env::current_exe()?;
-        let mut line = vec!["/bin/program"];
-        line.extend(words);
-        line.extend(["--here", "--kit", "/kit", "--results", "/dev/ttyS1"]);
-        Self::build(kit, &program, &[], &shell_line(&line))
+        Self::build(kit, &program, &[], None, &self_line(words))
+    }
+
+    /// The same, with `folder` on its scratch disk, where it is `/scratch`, and a bash.
+    ///
+    /// # Errors
+    /// When its initramfs or disk cannot be made.
+    pub fn with_folder(kit: &Kit, words: &[&str], folder: &Path) -> Result<Self> {
+        let program = std::env::current_exe()?;
+        Self::build(kit, &program, &[], Some(folder), &self_line(words))
     }
 
     /// An outer machine that runs `program`, with `files` beside it.
@@ -100,10 +117,16 @@ impl Outer {
     /// # Errors
     /// When its initramfs cannot be made.
     pub fn new(kit: &Kit, program: &Path, files: &[PathBuf]) -> Result<Self> {
-        Self::build(kit, program, files, "cd /bin && exec /bin/program")
+        Self::build(kit, program, files, None, "cd /bin && exec /bin/program")
     }
 
-    fn build(kit: &Kit, program: &Path, files: &[PathBuf], line: &str) -> Result<Self> {
+    fn build(
+        kit: &Kit,
+        program: &Path,
+        files: &[PathBuf],
+        folder: Option<&Path>,
+        line: &str,
+    ) -> Result<Self> {
         let dir = harness::scratch()?;
         // Debian 12's kernel: in QEMU's TCG the one most tried.
         let kernel = kit
@@ -125,6 +148,9 @@ impl Outer {
         if let Some(nvme) = nvme() {
             tree.program("usr/sbin/nvme", &nvme)?;
         }
+        if folder.is_some() {
+            tree.program("bin/bash", Path::new("/bin/bash"))?;
+        }
         for file in files {
             let name = file.file_name().context("a file without a name")?;
             tree.copy(&format!("bin/{}", name.to_string_lossy()), 0o755, file);
@@ -133,7 +159,7 @@ impl Outer {
         tree.bytes("task", 0o755, format!("{}{line}\n", environment()));
         let initramfs = dir.path().join("outer.cpio");
         tree.write_cpio(&initramfs)?;
-        let scratch = scratch_disk(dir.path())?;
+        let scratch = scratch_disk(dir.path(), folder)?;
         let polled = harness::image(dir.path(), "polled.img", POLLED_BYTES)?;
         let mut arguments = arguments(&kernel, &initramfs, &kit.image(), &scratch);
         arguments.extend(polled_disk(&polled));
@@ -234,13 +260,19 @@ fn environment() -> String {
 }
 
 /// A disk for what is made inside. Memory would do, but for O_DIRECT, which
-/// tmpfs refuses. Sparse: it takes what is written to it.
-fn scratch_disk(dir: &Path) -> Result<PathBuf> {
+/// tmpfs refuses. Sparse: it takes what is written to it. At first it holds what
+/// `folder` does.
+fn scratch_disk(dir: &Path, folder: Option<&Path>) -> Result<PathBuf> {
     let image = harness::image(dir, "scratch.img", SCRATCH_BYTES)?;
     let path = std::env::var("PATH").unwrap_or_default();
     let done = Process::builder("mke2fs")
         .env("PATH", format!("{path}:/usr/sbin:/sbin"))
         .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal"])
+        .args(
+            folder
+                .into_iter()
+                .flat_map(|folder| [Path::new("-d"), folder]),
+        )
         .arg(&image)
         .run(Duration::from_secs(60))?;
     ensure!(done.exit.success(), "mke2fs: {}", done.stderr);

@@ -39,7 +39,7 @@ fn line(name: &str, verdict: &Verdict, seconds: f32) -> String {
     }
 }
 
-/// Reads what [`line`] wrote: name and verdict.
+/// Reads what [`line()`] wrote: name and verdict.
 pub fn parse(line: &str) -> Option<(&str, Verdict)> {
     let rest = line.trim().strip_prefix("TEST linux::")?;
     let (name, rest) = rest.split_once(" ... ")?;

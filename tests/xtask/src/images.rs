@@ -49,6 +49,31 @@ pub fn prepare(context: &Context) -> Result<PathBuf> {
     Ok(kit)
 }
 
+/// Copies a guest for people into `folder`: `bzImage`, `initrd.img` and `rootfs.img`. The last one is
+/// left as it is if it is there, for a guest may have written to it.
+///
+/// # Errors
+/// When there is no kit, or the folder cannot be written to.
+pub fn guest(context: &Context, folder: &Path) -> Result<()> {
+    let kit = prepare(context)?;
+    let kernel = kernels::newest(&kit)?;
+    fs::create_dir_all(folder)?;
+    for (name, from) in [
+        ("bzImage", kernel.join("vmlinuz")),
+        ("initrd.img", kit.join("full.cpio")),
+        ("rootfs.img", kit.join("root.img")),
+    ] {
+        let to = folder.join(name);
+        if name == "rootfs.img" && to.exists() {
+            println!("{}: is there already, and stays as it is", to.display());
+            continue;
+        }
+        fs::copy(&from, &to).with_context(|| to.display().to_string())?;
+        println!("{}", to.display());
+    }
+    Ok(())
+}
+
 /// All that the images are made of.
 struct Inputs {
     busybox: PathBuf,
@@ -101,8 +126,6 @@ impl Inputs {
         ];
         let mut files: Vec<PathBuf> = programs.into_iter().cloned().collect();
         files.extend(FIRMWARE.map(PathBuf::from));
-        list_files(&self.scripts, &mut files)?;
-        list_files(&self.jobs, &mut files)?;
         files.sort();
         let mut key = format!("format {FORMAT}\n");
         for file in files {
@@ -115,6 +138,17 @@ impl Inputs {
                 data.mtime_nsec()
             );
             key.push_str(&line);
+        }
+        // By what is in them: another checkout of the same has the same images.
+        for folder in [&self.scripts, &self.jobs] {
+            let mut files = Vec::new();
+            list_files(folder, &mut files)?;
+            files.sort();
+            for file in files {
+                let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+                let name = file.strip_prefix(folder).unwrap_or(&file).display();
+                key.push_str(&format!("{name}\n{text}\n"));
+            }
         }
         for (release, _) in &self.kernels {
             key.push_str(&format!("kernel {release}\n"));

@@ -87,6 +87,19 @@ fn is_whole(kit: &Path, dir: &Path) -> bool {
     !release.is_empty() && modules.join("modules.builtin").is_file()
 }
 
+/// Folder of the newest kernel in `kit`.
+///
+/// # Errors
+/// When there is none.
+pub fn newest(kit: &Path) -> Result<PathBuf> {
+    KERNELS
+        .iter()
+        .rev()
+        .map(|kernel| kit.join(kernel.name))
+        .find(|dir| dir.join("release").is_file())
+        .context("the kit has no kernel")
+}
+
 fn fetch(context: &Context, kernel: &Kernel, dir: &Path) -> Result<()> {
     let mut last = anyhow!("no suite has it");
     for suite in kernel.suites {

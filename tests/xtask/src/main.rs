@@ -8,6 +8,8 @@ mod images;
 mod kernels;
 mod packages;
 mod progress;
+mod readme;
+mod release;
 mod size;
 mod suite;
 
@@ -26,9 +28,12 @@ cargo xtask TASK
                   verification and nvme-cli in it, pull a controller beneath
                   fio and plug it in again, power off
   shell [KERNEL]  a shell in such a guest; `Ctrl-a x` leaves
-  test [PART]...  everything CI runs; PARTs: fmt clippy unit cost bare linux
-                  (linux=NAME runs the Linux scenarios whose name contains NAME)
+  test [PART]...  everything CI runs; PARTs: fmt clippy doc unit cost bare linux
+                  release readme (linux=NAME runs the Linux scenarios whose name
+                  contains NAME; readme runs the README's commands in a clone)
   list            the Linux scenarios
+  guest [DIR]     put a Debian guest into DIR (this one): bzImage, initrd.img and
+                  rootfs.img
   fetch           get guest kernels and tools, and build the guest images
   build-guest     build the bare-metal test guest and print where it is
   bench [KEY=VALUE]...
@@ -36,6 +41,8 @@ cargo xtask TASK
                   as tables, JSON and pictures; `bench help` lists the keys
   boot [KEY=VALUE]...
                   time to a guest's first instruction, beside QEMU's machines
+  release [DIR]   berth for other machines, in DIR (target/dist): an archive with
+                  the static binary, manual, completions and examples
   size            size of the release binary, and berth's own memory and idle
                   CPU use; fails above 4 MiB, 8 MiB and 1 %
   help            this text
@@ -93,7 +100,11 @@ fn run(args: &[String]) -> Result<ExitCode> {
         Some((task, rest)) => (task.as_str(), rest),
         None => ("help", args),
     };
-    if !matches!(task, "shell" | "test" | "bench" | "boot") && !rest.is_empty() {
+    if !matches!(
+        task,
+        "shell" | "test" | "bench" | "boot" | "guest" | "release"
+    ) && !rest.is_empty()
+    {
         bail!("{task} takes no argument, but got {:?}", rest.join(" "));
     }
     match task {
@@ -108,6 +119,15 @@ fn run(args: &[String]) -> Result<ExitCode> {
         }
         "list" => guests(&context, &["list"]),
         "test" => suite::run(&context, rest),
+        "guest" => {
+            images::guest(&context, &folder(rest, Path::new("."))?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        "release" => {
+            let out = folder(rest, &context.target.join("dist"))?;
+            println!("{}", release::make(&context, &out)?.display());
+            Ok(ExitCode::SUCCESS)
+        }
         "fetch" => images::prepare(&context).map(|_| ExitCode::SUCCESS),
         "build-guest" => {
             println!("{}", build::bare_guest(&context)?.display());
@@ -124,6 +144,15 @@ fn run(args: &[String]) -> Result<ExitCode> {
     }
 }
 
+/// The one folder that may be given, or `default`.
+fn folder(words: &[String], default: &Path) -> Result<PathBuf> {
+    match words {
+        [] => Ok(default.to_owned()),
+        [folder] if !folder.starts_with('-') => Ok(folder.into()),
+        _ => bail!("one folder may be given, but got {:?}", words.join(" ")),
+    }
+}
+
 /// Builds all it needs, then hands the terminal to `linux-guests`.
 fn guests(context: &Context, words: &[&str]) -> Result<ExitCode> {
     let binaries = build::release(context)?;
@@ -137,4 +166,34 @@ fn guests(context: &Context, words: &[&str]) -> Result<ExitCode> {
         Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         None => ExitCode::FAILURE,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those that stand in running text; those in blocks are run by `readme`.
+    #[test]
+    fn tasks_that_the_documentation_names_are_in_the_help() {
+        let known: Vec<&str> = HELP
+            .lines()
+            .filter_map(|line| line.strip_prefix("  "))
+            .filter(|line| !line.starts_with(' '))
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        let pages = [
+            include_str!("../../../README.md"),
+            include_str!("../../../CONTRIBUTING.md"),
+            include_str!("../../../CHANGELOG.md"),
+        ];
+        let named: Vec<&str> = pages
+            .iter()
+            .flat_map(|page| page.split("`cargo xtask ").skip(1))
+            .filter_map(|rest| rest.split([' ', '`', '\n']).next())
+            .collect();
+        assert!(named.len() > 5, "{named:?}");
+        for task in named {
+            assert!(known.contains(&task), "{task} is not one of {known:?}");
+        }
+    }
 }

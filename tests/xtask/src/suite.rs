@@ -7,9 +7,11 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context as _, Result, bail};
 use harness::{HostKind, Placement};
 
-use crate::{Context, build, cost, images};
+use crate::{Context, build, cost, images, readme, release};
 
-const PARTS: [&str; 6] = ["fmt", "clippy", "unit", "cost", "bare", "linux"];
+const PARTS: [&str; 9] = [
+    "fmt", "clippy", "doc", "unit", "cost", "bare", "linux", "release", "readme",
+];
 
 /// Packages whose tests are no unit tests: the part `bare` runs the first, and
 /// the second is no program for this host.
@@ -17,14 +19,18 @@ const GUEST_PACKAGES: [&str; 2] = ["bare-tests", "bare-guest"];
 
 /// Counts of tests; a check like fmt is one test.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+pub struct Tally {
+    /// As they should.
+    pub passed: u64,
+    /// Not so.
+    pub failed: u64,
+    /// Not run.
+    pub skipped: u64,
 }
 
 impl Tally {
-    fn add(&mut self, other: Self) {
+    /// Adds another count.
+    pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
@@ -66,10 +72,13 @@ pub fn run(context: &Context, args: &[String]) -> Result<ExitCode> {
         let outcome = match part {
             "fmt" => check(context, "fmt", &["fmt", "--all", "--check"]),
             "clippy" => check(context, "clippy", &CLIPPY),
+            "doc" => doc(context),
             "unit" => unit(context, host),
             "cost" => cost(context),
             "bare" => bare(context, host),
-            _ => linux(context, host, &filters),
+            "linux" => linux(context, host, &filters),
+            "release" => counted(part, release::test(context, host)),
+            _ => counted(part, readme::run(context, host)),
         };
         // A part that could not even run is one failure, and the rest still run.
         outcomes.push(outcome.unwrap_or_else(|error| Outcome {
@@ -120,16 +129,41 @@ fn summary(context: &Context, host: HostKind, outcomes: &[Outcome]) -> ExitCode 
 
 fn check(context: &Context, part: &'static str, args: &[&str]) -> Result<Outcome> {
     let status = build::cargo(context, args).status()?;
-    let mut tally = Tally::default();
-    if status.success() {
-        tally.passed = 1;
-    } else {
-        tally.failed = 1;
+    Ok(one(part, status.success()))
+}
+
+/// The documentation of all crates, for those who work on them, without a warning.
+fn doc(context: &Context) -> Result<Outcome> {
+    let words = [
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ];
+    let mut command = build::cargo(context, &words);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    Ok(one("doc", command.status()?.success()))
+}
+
+/// A part that is one test.
+fn one(part: &'static str, success: bool) -> Outcome {
+    Outcome {
+        part,
+        note: String::new(),
+        tally: Tally {
+            passed: success.into(),
+            failed: (!success).into(),
+            skipped: 0,
+        },
     }
+}
+
+/// A part that counts by itself.
+fn counted(part: &'static str, tally: Result<Tally>) -> Result<Outcome> {
     Ok(Outcome {
         part,
         note: String::new(),
-        tally,
+        tally: tally?,
     })
 }
 
@@ -253,7 +287,10 @@ fn linux(context: &Context, host: HostKind, filters: &[&str]) -> Result<Outcome>
 }
 
 /// Runs cargo test and adds up its `test result:` lines.
-fn cargo_test(command: &mut Command) -> Result<Tally> {
+///
+/// # Errors
+/// When cargo cannot be run.
+pub fn cargo_test(command: &mut Command) -> Result<Tally> {
     let mut tally = Tally::default();
     let success = relay(command, |line| {
         if let Some(counts) = cargo_count(line) {
@@ -267,8 +304,11 @@ fn cargo_test(command: &mut Command) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Passes on a command's output line by line while `look` sees it too.
-fn relay(command: &mut Command, mut look: impl FnMut(&str)) -> Result<bool> {
+/// Passes on a command's output line by line while `look` sees it too; whether it succeeded.
+///
+/// # Errors
+/// When it cannot be run or read.
+pub fn relay(command: &mut Command, mut look: impl FnMut(&str)) -> Result<bool> {
     let mut child = command
         .stdout(Stdio::piped())
         .stdin(Stdio::null())

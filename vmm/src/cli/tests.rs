@@ -470,8 +470,8 @@ fn wrong_descriptions_are_refused_with_their_name() {
             "disks = 1",
             "",
             "--machine DIR/machine.toml: unknown key \"disks\" (did you mean \"disk\"?); known: kernel, \
-             initrd, append, memory, cpus, io-threads, io-affinity, overcommit, com2, control-pipe, control-socket, disk, drive, \
-             object, device",
+             initrd, append, memory, cpus, io-threads, io-affinity, overcommit, com2, rootfs, \
+             control-pipe, control-socket, with, module, command, disk, drive, object, device",
         ),
     ] {
         let error = described(&dir, toml, line).expect_err(toml).to_string();
@@ -626,7 +626,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 &format!("{K} --initrd DIR/a.img -- true"),
-                "--initrd DIR/a.img: a COMMAND has an initramfs of berth's own; use --rootfs DIR, --with FILE",
+                "--initrd DIR/a.img: a COMMAND has an initramfs of berth's own; use --rootfs, --with",
             ),
             (
                 &format!("{K} --com2 DIR/x -- true"),

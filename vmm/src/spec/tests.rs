@@ -429,15 +429,15 @@ fn a_drive_stands_for_its_image() {
     }
 }
 
-/// A row of the README's table of properties, if there is anything in it.
+/// A row of the table of properties in docs/qemu.md, if there is anything in it.
 fn row(driver: &str, what: &str, mut keys: Vec<String>) -> Option<String> {
     keys.sort_unstable();
     (!keys.is_empty()).then(|| format!("| `{driver}` | {what} | {} |", keys.join(", ")))
 }
 
-/// The README's table of properties is made of what berth does with them.
+/// The table of properties is made of what berth does with them.
 #[test]
-fn the_readme_tells_what_becomes_of_qemus_properties() {
+fn the_documentation_tells_what_becomes_of_qemus_properties() {
     let allowed = |error: SpecError| match error.problem {
         Problem::UnknownKey { allowed, .. } => allowed,
         problem => panic!("{problem}"),
@@ -473,10 +473,10 @@ fn the_readme_tells_what_becomes_of_qemus_properties() {
         rows.extend(row(driver, "refused with a hint", refused));
     }
     let table = rows.join("\n");
-    let readme = include_str!("../../../README.md");
+    let page = include_str!("../../../docs/qemu.md");
     assert!(
-        readme.contains(&table),
-        "the README's table should be:\n{table}"
+        page.contains(&table),
+        "the table in docs/qemu.md should be:\n{table}"
     );
 }
 
