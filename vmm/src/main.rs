@@ -22,6 +22,7 @@ mod signals;
 mod spec;
 mod stderr;
 mod terminal;
+mod trace;
 mod vcpu;
 mod waits;
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(cli::Invocation::Ctl(config)) => ctl(&config),
+        Ok(cli::Invocation::Trace(config)) => trace(&config),
         Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config)),
         Err(error) => {
             stderr::say(format_args!("berth: {error}"));
@@ -45,9 +47,21 @@ fn main() -> ExitCode {
 /// Sends one command to a running berth.
 fn ctl(config: &control::client::CtlConfig) -> ExitCode {
     match control::client::run(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(control::client::Done::Yes) => ExitCode::SUCCESS,
+        Ok(control::client::Done::Refused) => ExitCode::from(1),
         Err(error) => {
             stderr::say(format_args!("berth ctl: {error}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Tells what a trace says.
+fn trace(config: &trace::command::TraceConfig) -> ExitCode {
+    match trace::command::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            stderr::say(format_args!("berth trace: {error}"));
             ExitCode::from(1)
         }
     }

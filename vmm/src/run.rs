@@ -18,6 +18,7 @@ use crate::machine::{Machine, MachineError};
 use crate::signals::Signals;
 use crate::stderr;
 use crate::terminal::{self, RawMode};
+use crate::trace::Tracing;
 
 /// Runs a machine and returns the exit status; the reason goes to standard error.
 pub fn run(config: &RunConfig) -> u8 {
@@ -76,6 +77,10 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
     )?;
     let events = Rc::new(EventLoop::new().context("cannot make an event loop")?);
     let (mut machine, registry) = Machine::new(config, &events)?;
+    let tracing = Rc::new(Tracing::default());
+    if let Some(path) = &config.trace {
+        tracing.start(path, &registry)?;
+    }
     let raw = Rc::new(RawMode::start().context("cannot make the terminal raw")?);
     watch_end(&events, &machine.outcome)?;
     watch_signals(&events, signals, Rc::clone(&raw), &machine.outcome)?;
@@ -97,10 +102,12 @@ fn run_machine(config: &RunConfig) -> anyhow::Result<ExitReason> {
         interrupts: Arc::clone(&machine.interrupts),
         cpus: config.cpus,
         memory: config.memory,
+        tracing: Rc::clone(&tracing),
         started: Instant::now(),
     };
     let result = serve(&events, commands, control);
     running.stop();
+    tracing.finish();
     machine.finish_output();
     terminal::restore();
     result?;

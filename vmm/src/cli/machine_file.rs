@@ -19,7 +19,7 @@ use crate::grammar::did_you_mean;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Options that are given once.
-const SINGLE: [&str; 11] = [
+const SINGLE: [&str; 12] = [
     "kernel",
     "initrd",
     "append",
@@ -29,6 +29,7 @@ const SINGLE: [&str; 11] = [
     "io-affinity",
     "overcommit",
     "com2",
+    "trace",
     "control-pipe",
     "control-socket",
 ];

@@ -52,6 +52,7 @@ pub fn text(config: &RunConfig) -> String {
     };
     machine.add("overcommit", lock);
     machine.maybe("com2", config.com2.as_deref().map(path));
+    machine.maybe("trace", config.trace.as_deref().map(path));
     machine.maybe("control-pipe", config.control_pipe.as_deref().map(path));
     machine.maybe("control-socket", config.control_socket.as_deref().map(path));
     // What was left out, and why.
