@@ -213,7 +213,7 @@ fn zsh_takes_its_script() {
     // compadd works inside of completion only; here it prints what it was given.
     let program = format!(
         "autoload -Uz compinit; compinit -D -u; source {}\n\
-         compadd() {{ while [[ $1 == -* ]]; do [[ $1 == -[dS] ]] && shift; shift; done; print -l ${{(P)1}} }}\n\
+         compadd() {{ while [[ $1 == -* ]]; do [[ $1 == -[dS] ]] && shift; shift; done; print -l -- ${{(P)1}} }}\n\
          words=(berth run --io-thr); CURRENT=3; _berth",
         place.script().display()
     );

@@ -171,6 +171,71 @@ fn a_trace_is_turned_on_and_off_while_the_guest_runs() {
     assert_eq!(fs::metadata(&trace).unwrap().len(), size, "it was off");
 }
 
+/// A reader that pauses while the guest does more than the rings hold.
+#[test]
+fn what_a_slow_reader_misses_is_counted_where_it_is_missing() {
+    let machine = Machine::with(&["--disk", "null=1G"]).unwrap();
+    let path = |name: &str| machine.folder().join(name).to_str().unwrap().to_owned();
+    let (fifo, socket) = (path("fifo"), path("socket"));
+    let made = Process::builder("mkfifo").arg(&fifo).run(LIMIT).unwrap();
+    assert!(made.exit.success());
+    let machine = machine.and(&["--trace", &fifo, "--control-socket", &socket]);
+    let writer = fifo.clone();
+    let (go_on, paused) = std::sync::mpsc::channel::<()>();
+    let reader = std::thread::spawn(move || {
+        let mut file = fs::File::open(&fifo).unwrap();
+        // The test may have failed, or skipped.
+        let _ = paused.recv();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut file, &mut text).unwrap();
+        text
+    });
+    let words = "test=bench hold qd=32 count=200000 warmup=0";
+    let Some(mut guest) = machine.start_with(words, Stdin::Held).unwrap() else {
+        // A reader of a FIFO waits for its writer.
+        drop(fs::File::options().write(true).open(writer).unwrap());
+        return;
+    };
+    let holds = |line: &str| line.trim() == "HOLD";
+    guest
+        .wait_for(Stream::Stdout, "HOLD", LIMIT, holds)
+        .unwrap();
+    guest.send(b"\n").unwrap();
+    guest
+        .wait_for(Stream::Stdout, "HOLD", LIMIT, holds)
+        .unwrap();
+    let stats = berth(&["ctl", "--json", &socket, "info", "stats"]);
+    let stats: Value = serde_json::from_str(&stats).unwrap();
+    assert_eq!(stats["result"]["trace"]["state"], "running", "{stats}");
+    go_on.send(()).unwrap();
+    guest.send(b"\n").unwrap();
+    let finished = guest.finish(LIMIT).unwrap();
+    assert!(finished.exit.success(), "{}", finished.stderr);
+    let text = reader.join().unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    let lines: Vec<Value> = lines.collect();
+    let end = lines.last().unwrap();
+    assert_eq!(end["event"], "end");
+    let number = |value: &Value| value.as_u64().unwrap();
+    let told: u64 = lines
+        .iter()
+        .filter(|line| line["event"] == "lost")
+        .map(|line| number(&line["lost"]))
+        .sum();
+    let (records, lost) = (number(&end["records"]), number(&end["lost"]));
+    assert!(lost > 0 && told == lost, "{told} {end}");
+    let there = [by_queue(&lines, "fetch"), by_queue(&lines, "complete")];
+    assert_eq!(
+        there.iter().flat_map(BTreeMap::values).sum::<u64>(),
+        records
+    );
+    // Two for each, of which some are admin commands.
+    let all = records + lost;
+    assert!((400_000..400_200).contains(&all), "{all}");
+    let note = format!("{lost} records of {all} are missing");
+    assert!(finished.stderr.contains(&note), "{}", finished.stderr);
+}
+
 #[test]
 fn a_full_disk_ends_the_trace_and_not_the_guest() {
     let machine = Machine::with_image("").unwrap();

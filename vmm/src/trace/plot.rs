@@ -15,6 +15,13 @@ use super::svg::{Anchor, Svg, escape, ticks};
 
 /// Commands that are shown one by one.
 const SINGLE: usize = 3000;
+/// Percentiles that are drawn: of a hundred, the pen, what it is called.
+const PERCENTILES: [(u64, &str, &str); 2] = [
+    (50, "", "median of I/O"),
+    (99, "stroke-dasharray=\"5 3\"", "99th percentile"),
+];
+/// Commands that a column must have for these.
+const ENOUGH: u64 = 20;
 /// Columns of time.
 const COLUMNS: usize = 480;
 /// Width of a column in nanoseconds, before it doubles.
@@ -353,6 +360,14 @@ impl Plot {
             svg.text((x + 17.0, 75.0), Anchor::Start, "", "error or abandoned");
             x += 150.0;
         }
+        if self.single.is_none() {
+            for (_, dash, name) in PERCENTILES {
+                let pen = format!(r##"stroke="#000" stroke-width="1.3" {dash}"##);
+                svg.path(&format!("M{x:.1} 70h22"), &pen);
+                svg.text((x + 27.0, 75.0), Anchor::Start, "", name);
+                x += 45.0 + name.len() as f64 * 7.0;
+            }
+        }
         if lost > 0 {
             svg.rect((x, 64.0), (12.0, 12.0), "#000", "fill-opacity=\"0.18\"");
             svg.text((x + 17.0, 75.0), Anchor::Start, "", "records lost");
@@ -420,7 +435,7 @@ impl Plot {
         for (index, path) in paths.iter().enumerate() {
             let (_, colour) = name_and_colour(index / SHADES);
             #[allow(clippy::cast_precision_loss)] // a few
-            let opacity = 0.25 + 0.75 * (index % SHADES) as f64 / (SHADES - 1) as f64;
+            let opacity = 0.35 + 0.65 * (index % SHADES) as f64 / (SHADES - 1) as f64;
             svg.path(
                 path,
                 &format!(r#"fill="{colour}" fill-opacity="{opacity:.2}""#),
@@ -428,7 +443,7 @@ impl Plot {
         }
     }
 
-    /// Lines of the median and the 99th percentile of I/O commands.
+    /// Lines of the median and the 99th percentile of I/O commands, where there are enough of them.
     fn percentiles(&self, svg: &mut Svg, scale: &Scale) {
         let mut rows: Vec<Vec<(usize, u64)>> = vec![Vec::new(); COLUMNS];
         for ((column, row, kind), count) in &self.fields {
@@ -436,37 +451,25 @@ impl Plot {
                 rows[*column].push((*row, *count));
             }
         }
-        for (percent, dash, name) in [(50, "", "p50"), (99, "stroke-dasharray=\"5 3\"", "p99")] {
+        for (percent, dash, _) in PERCENTILES {
             let mut path = String::new();
             let mut pen_up = true;
-            let mut end = None;
             for (column, rows) in rows.iter_mut().enumerate() {
                 let Some(row) = percentile(rows, percent) else {
                     pen_up = true;
                     continue;
                 };
                 let ((x, w), (y, h)) = (scale.column(column), scale.row(row));
-                let at = (x + w / 2.0, y + h / 2.0);
-                let _ = write!(
-                    path,
-                    "{}{:.1} {:.1}",
-                    if pen_up { "M" } else { "L" },
-                    at.0,
-                    at.1
-                );
+                let (command, x, y) = (if pen_up { "M" } else { "L" }, x + w / 2.0, y + h / 2.0);
+                let _ = write!(path, "{command}{x:.1} {y:.1}");
                 pen_up = false;
-                end = Some(at);
             }
-            let white = format!(
-                r##"fill="none" stroke="#fff" stroke-width="3.5" stroke-opacity="0.7" {dash}"##
-            );
-            svg.path(&path, &white);
-            svg.path(
-                &path,
-                &format!(r##"fill="none" stroke="#000" stroke-width="1.3" {dash}"##),
-            );
-            if let Some((x, y)) = end {
-                svg.text((x.min(RIGHT) + 3.0, y + 4.0), Anchor::Start, "small", name);
+            // On white, to be seen on any colour.
+            for (colour, width, opacity) in [("#fff", 3.5, 0.7), ("#000", 1.3, 1.0)] {
+                let pen = format!(
+                    r#"fill="none" stroke="{colour}" stroke-width="{width}" stroke-opacity="{opacity}" {dash}"#
+                );
+                svg.path(&path, &pen);
             }
         }
     }
@@ -551,6 +554,9 @@ impl Plot {
     fn flights(&self, svg: &mut Svg, scale: &Scale, lanes: &[Lane]) {
         let left_out = self.queues.len() - lanes.len();
         let mut head = "In flight, by controller and submission queue (0: admin)".to_owned();
+        if self.single.is_none() {
+            head += "; top: the highest mean of a column";
+        }
         if left_out > 0 {
             let _ = write!(
                 head,
@@ -558,42 +564,38 @@ impl Plot {
             );
         }
         svg.text((LEFT, QUEUES_TOP - 12.0), Anchor::Start, "head", &head);
-        let most = self.queues.iter().flat_map(|queue| &queue.busy).max();
-        #[allow(clippy::cast_precision_loss)] // a picture
-        let most = most.copied().unwrap_or(0) as f64 / self.width as f64;
         for lane in lanes {
             let base = lane.top + lane.height;
             svg.text(
-                (LEFT - 8.0, lane.top + lane.height / 2.0 + 4.0),
+                (LEFT - 8.0, lane.top + lane.height / 2.0 - 1.0),
                 Anchor::End,
                 "",
                 &self.queues[lane.queue].name,
             );
             match &self.single {
                 Some(commands) => bars(svg, scale, lane, commands),
-                None => self.area(svg, scale, lane, most),
+                None => self.area(svg, scale, lane),
             }
             svg.line((LEFT, base), (RIGHT, base), "#bbb");
         }
     }
 
-    /// The number in flight over time; the highest of all queues fills its lane.
+    /// The number in flight over time, on average in each column; the highest fills the lane.
     #[allow(clippy::cast_precision_loss)] // a picture
-    fn area(&self, svg: &mut Svg, scale: &Scale, lane: &Lane, most: f64) {
-        let queue = &self.queues[lane.queue];
+    fn area(&self, svg: &mut Svg, scale: &Scale, lane: &Lane) {
+        let busy = &self.queues[lane.queue].busy;
         let base = lane.top + lane.height;
+        let most = busy.iter().copied().max().unwrap_or(0).max(1) as f64;
         let mut path = String::new();
-        let mut highest = 0f64;
-        for (column, busy) in queue.busy.iter().enumerate().filter(|(_, busy)| **busy > 0) {
-            let depth = *busy as f64 / self.width as f64;
-            highest = highest.max(depth);
+        for (column, busy) in busy.iter().enumerate().filter(|(_, busy)| **busy > 0) {
             let (x, w) = scale.column(column);
-            let h = (depth / most.max(1e-9) * lane.height).max(0.5);
+            let h = (*busy as f64 / most * lane.height).max(0.5);
             let _ = write!(path, "M{x:.1} {base:.1}v-{h:.1}h{w:.1}v{h:.1}z");
         }
         svg.path(&path, "fill=\"#4d4d4d\"");
-        let label = format!("{} at most", three(highest));
-        svg.text((RIGHT, lane.top + 10.0), Anchor::End, "small", &label);
+        let label = format!("top: {}", three(most / self.width as f64));
+        let at = (LEFT - 8.0, lane.top + lane.height / 2.0 + 11.0);
+        svg.text(at, Anchor::End, "small", &label);
     }
 }
 
@@ -760,10 +762,13 @@ impl Scale {
     }
 }
 
-/// The row below which so many of a hundred are.
+/// The row up to which so many of a hundred are; none if that says little.
 fn percentile(rows: &mut [(usize, u64)], percent: u64) -> Option<usize> {
     rows.sort_unstable();
     let all: u64 = rows.iter().map(|(_, count)| count).sum();
+    if all < ENOUGH {
+        return None;
+    }
     let mut below = 0;
     let reached = |(_, count): &&(usize, u64)| {
         below += count;

@@ -13,6 +13,8 @@ use super::read::{Condition, Event, Header, Kind, ReadError, scan};
 const SLOWEST: usize = 10;
 /// Different sizes that are told apart; berth's controllers have fewer.
 const MOST_SIZES: usize = 1 << 16;
+/// Opcodes that a table shows.
+const SHOWN_OPCODES: usize = 24;
 /// Sizes that a table shows.
 const SHOWN_SIZES: usize = 16;
 /// Commands in flight that are kept in mind; more than a machine with 31 controllers is likely to have.
@@ -39,6 +41,11 @@ impl Group {
         } else {
             self.bytes += event.bytes;
         }
+    }
+
+    /// However they ended.
+    fn all(&self) -> u64 {
+        self.latencies.count() + self.abandoned
     }
 
     fn json(&self, key: Value, seconds: f64) -> Value {
@@ -333,8 +340,12 @@ impl Summary {
     }
 
     fn opcode_table(&self) -> String {
+        let mut rows: Vec<_> = self.by_opcode.iter().collect();
+        // A guest may try every number there is.
+        rows.sort_by_key(|((admin, _), group)| (*admin, std::cmp::Reverse(group.all())));
+        let left_out = rows.len().saturating_sub(SHOWN_OPCODES);
         let mut text = table_head("by opcode");
-        for ((admin, op), group) in &self.by_opcode {
+        for ((admin, op), group) in rows.into_iter().take(SHOWN_OPCODES) {
             let name = if *admin {
                 format!("admin {op}")
             } else {
@@ -342,7 +353,7 @@ impl Summary {
             };
             text += &table_row(&name, group);
         }
-        text
+        text + &and_more(left_out)
     }
 
     fn queue_table(&self) -> String {
@@ -367,10 +378,7 @@ impl Summary {
         for ((op, bytes), count) in sizes {
             let _ = writeln!(text, "{op:<28}{bytes:>12}{count:>12}");
         }
-        if left_out > 0 {
-            let _ = writeln!(text, "and {left_out} rarer ones");
-        }
-        text
+        text + &and_more(left_out)
     }
 
     fn status_table(&self) -> String {
@@ -423,6 +431,13 @@ fn count(counts: &mut BTreeMap<String, u64>, name: &str) {
         None => {
             counts.insert(name.to_owned(), 1);
         }
+    }
+}
+
+fn and_more(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!("and {count} rarer ones; --json has all\n"),
     }
 }
 
