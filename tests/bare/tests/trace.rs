@@ -171,6 +171,31 @@ fn a_trace_is_turned_on_and_off_while_the_guest_runs() {
     assert_eq!(fs::metadata(&trace).unwrap().len(), size, "it was off");
 }
 
+#[test]
+fn threads_of_a_controllers_own_are_traced_too() {
+    let machine = Machine::with(&[]).unwrap();
+    let trace = machine.folder().join("trace");
+    let machine = machine.and(&[
+        "--device",
+        "nvme,id=own,io-threads=2",
+        "--device",
+        "nvme-ns,bus=own,memory=64M",
+        "--trace",
+        trace.to_str().unwrap(),
+    ]);
+    let words = "test=bench qd=4 pairs=2 count=500 warmup=0";
+    let Some(report) = machine.run(words).unwrap() else {
+        return;
+    };
+    report.ended_with(0);
+    let lines = lines(&trace);
+    let fetched = by_queue(&lines, "fetch");
+    assert_eq!(fetched[&1] + fetched[&2], 500, "{fetched:?}");
+    assert_eq!(fetched, by_queue(&lines, "complete"));
+    let own = lines.iter().filter(|line| line["sqid"] == 1);
+    assert!(own.into_iter().all(|line| line["ctrl"] == "own"));
+}
+
 /// A reader that pauses while the guest does more than the rings hold.
 #[test]
 fn what_a_slow_reader_misses_is_counted_where_it_is_missing() {
