@@ -587,7 +587,7 @@ fn configure(args: RunArgs) -> Result<Invocation, CliError> {
             .io_affinity
             .map_or(Ok(Vec::new()), |list| io_affinity(&list))?,
         com2: optional_path("--com2", args.com2)?,
-        trace: optional_path("--trace", args.trace)?,
+        trace: trace_path(args.trace)?,
         verbosity: args.verbose,
     };
     let mut arguments = Vec::new();
@@ -708,6 +708,15 @@ fn path(option: &str, value: String) -> Result<PathBuf, CliError> {
 
 fn optional_path(option: &str, value: Option<String>) -> Result<Option<PathBuf>, CliError> {
     value.map(|value| path(option, value)).transpose()
+}
+
+/// Parses `--trace`.
+fn trace_path(value: Option<String>) -> Result<Option<PathBuf>, CliError> {
+    if value.as_deref() == Some("-") {
+        let problem = "standard output is the guest's console; give a file, or a FIFO that is read";
+        return Err(CliError::usage("--trace -", problem));
+    }
+    optional_path("--trace", value)
 }
 
 /// Parses a number from `low` to `high` in a type that holds `high`.

@@ -494,6 +494,10 @@ fn wrong_command_lines_are_refused() {
             ),
             ("man berth", "berth: unexpected argument of berth man"),
             (
+                &format!("{K} --trace -"),
+                "--trace -: standard output is the guest's console; give a file, or a FIFO that is read",
+            ),
+            (
                 "rum",
                 "rum: unknown command (did you mean \"run\"?); known: run, ctl, trace, \
                  completion, man; see \"berth --help\"",
@@ -840,6 +844,10 @@ fn wrong_files_are_refused() {
             (
                 &format!("{K} --com2 DIR/dir"),
                 "--com2 DIR/dir: is a directory, must be a file, FIFO or device",
+            ),
+            (
+                &format!("{K} --trace DIR/socket"),
+                "--trace DIR/socket: is a socket, must be a file, FIFO or device",
             ),
             (
                 &format!("{K} --com2 DIR/none/x"),
