@@ -1,6 +1,7 @@
 //! The command line: what may be typed, and the plain data that comes of it.
 
 mod command;
+mod complete;
 mod files;
 mod machine_file;
 mod normalize;
@@ -22,11 +23,12 @@ use devices::nvme::MemoryLock;
 use self::machine_file::MachineFile;
 use self::normalize::{Normalized, normalize};
 use crate::affinity;
-use crate::control::client::{Action, CtlConfig};
+use crate::control::client::{Action, CtlConfig, Output};
 use crate::control::{ControlError, pipe};
 use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
 use crate::guest_command::{self, GuestCommand};
 use crate::spec::{DeviceSpec, DiskSpec, DriveSpec, Drives, Form, NamespaceSpec, Parsed as Spec};
+use crate::trace::command::{TraceAction, TraceConfig, default_out};
 
 const MIN_MEMORY: u64 = 64 << 20;
 const MAX_MEMORY: u64 = 1 << 40;
@@ -74,6 +76,8 @@ pub struct RunConfig {
     pub com2: Option<PathBuf>,
     /// What runs in the guest; nothing if the guest is left to itself.
     pub command: Option<GuestCommand>,
+    /// Where NVMe commands are written to: a file to be made or emptied, or a FIFO that is read.
+    pub trace: Option<PathBuf>,
     /// How often `-v` was given.
     pub verbosity: u8,
 }
@@ -85,6 +89,8 @@ pub enum Invocation {
     Run(Box<RunConfig>),
     /// Talk to a running berth.
     Ctl(CtlConfig),
+    /// Read a trace.
+    Trace(TraceConfig),
     /// Print this on stdout and exit with status 0: help, version.
     Print(String),
     /// No command was given.
@@ -187,12 +193,13 @@ struct BerthArgs {
 enum Subcommand {
     Run(RunArgs),
     Ctl(CtlArgs),
+    Trace(TraceArgs),
     Completion(CompletionArgs),
     Man(ManArgs),
 }
 
 /// The names of the subcommands.
-const COMMANDS: [&str; 4] = ["run", "ctl", "completion", "man"];
+const COMMANDS: [&str; 5] = ["run", "ctl", "trace", "completion", "man"];
 
 /// Boot a guest and stay until it ends. Its console is on stdin and stdout; Ctrl-a x leaves.
 #[derive(FromArgs, ArgsInfo)]
@@ -297,6 +304,10 @@ struct RunArgs {
     /// load a module of the kernel, and those that it needs, before a COMMAND; repeatable
     #[argh(option, arg_name = "NAME")]
     module: Vec<String>,
+    /// write every NVMe command and completion into a file or FIFO, a line of JSON each; "berth
+    /// trace" reads them
+    #[argh(option, arg_name = "FILE")]
+    trace: Option<String>,
     /// take commands from the FIFO PATH.in, reply on PATH.out; made unless they are there
     #[argh(option, arg_name = "PATH")]
     control_pipe: Option<String>,
@@ -318,7 +329,7 @@ struct RunArgs {
     subcommand,
     name = "ctl",
     help_triggers("-h", "--help"),
-    usage = "[--timeout SECONDS] PATH COMMAND...",
+    usage = "[--timeout SECONDS] [--json] PATH COMMAND...",
     example = "\
 berth ctl /tmp/berth info qtree
 berth ctl /tmp/berth info stats
@@ -332,6 +343,37 @@ struct CtlArgs {
     /// limit for the reply, 1 to 3600 (10); what the command itself waits for is added
     #[argh(option, arg_name = "SECONDS")]
     timeout: Option<String>,
+    /// print the reply as one line of JSON, as berth sends it: {"ok":true,"result":...}, or
+    /// {"ok":false,"error":...} with status 1; with watch a line of counters each time
+    #[argh(switch)]
+    json: bool,
+    #[argh(positional, greedy, hidden_help)]
+    words: Vec<String>,
+}
+
+/// Tell what a trace says that "berth run --trace FILE" wrote: "summary" prints latencies by opcode
+/// and by queue, IOPS, depth, sizes and the slowest commands; "plot" draws them over time. FILE may
+/// be "-", for standard input.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "trace",
+    help_triggers("-h", "--help"),
+    usage = "summary [--json] FILE | plot [--out FILE.html|FILE.svg] FILE",
+    example = "\
+berth trace summary /tmp/trace
+berth trace plot /tmp/trace --out trace.html",
+    error_code(0, "the trace was read"),
+    error_code(1, "it cannot be read, or is no trace"),
+    error_code(35, "the command line is wrong")
+)]
+struct TraceArgs {
+    /// print the summary as JSON
+    #[argh(switch)]
+    json: bool,
+    /// where the picture goes: a page, or what ends in .svg; "-" is standard output (FILE.html)
+    #[argh(option, arg_name = "FILE")]
+    out: Option<String>,
     #[argh(positional, greedy, hidden_help)]
     words: Vec<String>,
 }
@@ -379,6 +421,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
     };
     let parsed = match first.as_str() {
         "help" => return help(rest),
+        // For the scripts of `berth completion` only.
+        "complete" => return Ok(Invocation::Print(complete::text(rest))),
         "ctl" => parsed("ctl", 1, rest)?,
         name if COMMANDS.contains(&name) => parsed(name, usize::MAX, rest)?,
         option if option.starts_with('-') => parsed("", usize::MAX, &args)?,
@@ -394,6 +438,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
         )),
         Some(Subcommand::Run(args)) => run_config(args, command),
         Some(Subcommand::Ctl(args)) => ctl_config(&args),
+        Some(Subcommand::Trace(args)) => trace_config(args),
         Some(Subcommand::Completion(args)) => pages::completion(&args.words).map(Invocation::Print),
         Some(Subcommand::Man(args)) => match args.words.first() {
             Some(extra) => Err(CliError::usage(extra, "unexpected argument of berth man")),
@@ -516,6 +561,7 @@ fn run_config(args: RunArgs, command: Option<Vec<String>>) -> Result<Invocation,
         rootfs: one("rootfs", args.rootfs),
         with: many("with", args.with),
         module: many("module", args.module),
+        trace: one("trace", args.trace),
         control_pipe: one("control-pipe", args.control_pipe),
         control_socket: one("control-socket", args.control_socket),
         ..args
@@ -573,6 +619,7 @@ fn configure(mut args: RunArgs, command: Option<Vec<String>>) -> Result<Invocati
             .map_or(Ok(Vec::new()), |list| io_affinity(&list))?,
         com2: optional_path("--com2", args.com2)?,
         command,
+        trace: trace_path(args.trace)?,
         verbosity: args.verbose,
     };
     let mut arguments = Vec::new();
@@ -636,7 +683,44 @@ fn ctl_config(args: &CtlArgs) -> Result<Invocation, CliError> {
             MAX_TIMEOUT,
             DEFAULT_TIMEOUT,
         )?),
+        output: if args.json {
+            Output::Json
+        } else {
+            Output::Text
+        },
     }))
+}
+
+fn trace_config(args: TraceArgs) -> Result<Invocation, CliError> {
+    let [what, file] = args.words.as_slice() else {
+        let problem = match args.words.get(2) {
+            Some(extra) => return Err(CliError::usage(extra, "unexpected argument")),
+            None => {
+                "name what to make of it and the trace; for example \"berth trace summary FILE\""
+            }
+        };
+        return Err(CliError::usage("trace", problem));
+    };
+    let file = Some(path("FILE", file.clone())?).filter(|file| file.as_os_str() != "-");
+    let action = match what.as_str() {
+        "summary" if args.out.is_some() => {
+            return Err(CliError::usage("--out", "belongs to plot"));
+        }
+        "plot" if args.json => return Err(CliError::usage("--json", "belongs to summary")),
+        "summary" => TraceAction::Summary { json: args.json },
+        "plot" => TraceAction::Plot {
+            out: match args.out {
+                Some(out) => Some(path("--out", out)?).filter(|out| out.as_os_str() != "-"),
+                None => file.as_deref().map(default_out),
+            },
+        },
+        other => {
+            let near = did_you_mean(other, &["summary", "plot"]);
+            let problem = format!("unknown{near}; known: summary, plot");
+            return Err(CliError::usage(format!("trace {other}"), problem));
+        }
+    };
+    Ok(Invocation::Trace(TraceConfig { file, action }))
 }
 
 /// What follows `watch`.
@@ -667,6 +751,15 @@ fn path(option: &str, value: String) -> Result<PathBuf, CliError> {
 
 fn optional_path(option: &str, value: Option<String>) -> Result<Option<PathBuf>, CliError> {
     value.map(|value| path(option, value)).transpose()
+}
+
+/// Parses `--trace`.
+fn trace_path(value: Option<String>) -> Result<Option<PathBuf>, CliError> {
+    if value.as_deref() == Some("-") {
+        let problem = "standard output is the guest's console; give a file, or a FIFO that is read";
+        return Err(CliError::usage("--trace -", problem));
+    }
+    optional_path("--trace", value)
 }
 
 /// Parses a number from `low` to `high` in a type that holds `high`.

@@ -17,6 +17,7 @@ use crate::live::Live;
 use crate::qtree;
 use crate::registry::{Object, Registry};
 use crate::startup::Startup;
+use crate::trace::Tracing;
 use crate::waits::Condition;
 
 /// The machine as [`CommandSink`] sees it.
@@ -33,6 +34,8 @@ pub struct Commands {
     pub cpus: u8,
     /// Guest memory in bytes.
     pub memory: u64,
+    /// What is written of the guest's NVMe commands.
+    pub tracing: Rc<Tracing>,
     /// When the guest was started.
     pub started: Instant,
     /// How long that took.
@@ -68,6 +71,8 @@ impl CommandSink for Commands {
                 size,
                 shrink,
             } => self.live.resize(&namespace, size, shrink)?,
+            Command::Trace(Some(file)) => self.tracing.on(&file, &self.live.registry())?,
+            Command::Trace(None) => self.tracing.off(&self.live.registry())?,
             Command::NsAttach {
                 namespace,
                 controller,
@@ -136,8 +141,10 @@ impl Commands {
             Info::IoThreads => Ok(json!({ "iothreads": io_threads(registry)? })),
             Info::Stats => Ok(json!({
                 "controllers": controllers(registry)?,
+                "namespaces": namespaces(registry)?,
                 "iothreads": io_threads(registry)?,
                 "kvm": to_value(&self.interrupts.held())?,
+                "trace": self.tracing.info(),
             })),
         }
     }
@@ -193,6 +200,27 @@ fn controllers(registry: &Registry) -> Result<Vec<Value>, CommandError> {
         Object::Controller { controller, .. } => Some(controller.info()),
         _ => None,
     }))
+}
+
+/// Each namespace with its subsystem.
+fn namespaces(registry: &Registry) -> Result<Vec<Value>, CommandError> {
+    let mut values = Vec::new();
+    for (_, object) in registry.iter() {
+        let Object::Namespace {
+            namespace,
+            subsystem,
+        } = object
+        else {
+            continue;
+        };
+        // None for one that is on its way out.
+        if let Some(info) = subsystem.namespace_info(namespace.nsid()) {
+            let mut value = to_value(&info)?;
+            value["subsys"] = subsystem.id().into();
+            values.push(value);
+        }
+    }
+    Ok(values)
 }
 
 /// The machine's I/O threads, and behind them those of controllers that have their own.

@@ -343,7 +343,10 @@ fn com2_output(path: Option<&Path>) -> Result<Option<Output>, MachineError> {
 }
 
 /// Locks a file as images are locked (fcntl(2), "Open file description locks").
-fn lock(file: &File) -> io::Result<()> {
+///
+/// # Errors
+/// Somebody else uses it.
+pub fn lock(file: &File) -> io::Result<()> {
     // SAFETY: a structure of numbers: from the start of the file, to wherever it ends.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     // A small constant.

@@ -29,6 +29,7 @@ mod startup;
 mod stderr;
 mod string_io;
 mod terminal;
+mod trace;
 mod vcpu;
 mod waits;
 mod welcome;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
             ExitCode::from(exit::USAGE)
         }
         Ok(cli::Invocation::Ctl(config)) => ctl(&config),
+        Ok(cli::Invocation::Trace(config)) => trace(&config),
         Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config, watch)),
         Err(error) => {
             stderr::say(format_args!("berth: {error}"));
@@ -61,9 +63,21 @@ fn main() -> ExitCode {
 /// Sends one command to a running berth.
 fn ctl(config: &control::client::CtlConfig) -> ExitCode {
     match control::client::run(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(control::client::Done::Yes) => ExitCode::SUCCESS,
+        Ok(control::client::Done::Refused) => ExitCode::from(1),
         Err(error) => {
             stderr::say(format_args!("berth ctl: {error}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Tells what a trace says.
+fn trace(config: &trace::command::TraceConfig) -> ExitCode {
+    match trace::command::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            stderr::say(format_args!("berth trace: {error}"));
             ExitCode::from(1)
         }
     }

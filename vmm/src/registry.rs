@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use devices::interrupt::MsiAllocator;
 use devices::ioevent::{CoalescedWrites, IoEvents};
+use devices::nvme::trace::Tracer;
 use devices::nvme::{Controller, ControllerConfig, ControllerParts, IoThreads};
 use devices::pci::root::{PciRoot, bdf};
 use devices::ram::GuestRam;
@@ -402,6 +403,20 @@ impl Registry {
     }
 
     /// The default subsystem with the default controller, and the disks in it.
+    /// Has the commands of all controllers recorded, or no more; those that come later follow.
+    pub fn set_trace(&self, tracer: Option<&Arc<Tracer>>) {
+        self.parts.io_threads.set_trace(tracer);
+        for (_, object) in &self.objects {
+            let Object::Controller { controller, .. } = object else {
+                continue;
+            };
+            if !Arc::ptr_eq(controller.io_threads(), &self.parts.io_threads) {
+                controller.io_threads().set_trace(tracer);
+            }
+            controller.set_trace(tracer);
+        }
+    }
+
     fn add_disks(&mut self, disks: &[NamespaceSpec]) -> Result<(), DeviceError> {
         if disks.is_empty() {
             return Ok(());

@@ -20,6 +20,7 @@ use crate::signals::Signals;
 use crate::startup::{Phase, Stopwatch};
 use crate::stderr;
 use crate::terminal::{self, RawMode};
+use crate::trace::Tracing;
 
 /// Runs a machine and returns the exit status; the reason goes to standard error. `watch` runs since
 /// berth's start.
@@ -126,6 +127,10 @@ fn run_in(
         Err(error) if config.command.is_some() => return Err(guest_command::explained(error)),
         made => made?,
     };
+    let tracing = Rc::new(Tracing::default());
+    if let Some(path) = &config.trace {
+        tracing.start(path, &registry)?;
+    }
     // A command has the terminal as its input; only a console needs it raw.
     let raw = match &machine.session {
         None => RawMode::start().context("cannot make the terminal raw")?,
@@ -153,11 +158,13 @@ fn run_in(
         interrupts: Arc::clone(&machine.interrupts),
         cpus: config.cpus,
         memory: config.memory,
+        tracing: Rc::clone(&tracing),
         started: Instant::now(),
         startup,
     };
     let result = serve(events, commands, control);
     running.stop();
+    tracing.finish();
     machine.finish_output();
     terminal::restore();
     result?;

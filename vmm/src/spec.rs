@@ -218,6 +218,29 @@ impl<T> Parsed<T> {
     }
 }
 
+/// Names of the drivers that a form has.
+#[must_use]
+pub fn drivers(form: Form) -> &'static [&'static str] {
+    match form {
+        Form::Device => &DRIVERS,
+        Form::Object => &DRIVERS[1..],
+    }
+}
+
+/// The properties of a driver; none if there is no such driver.
+#[must_use]
+pub fn keys(driver: &str) -> Vec<&'static str> {
+    // Nothing has a property of this name, and the refusal lists those that there are.
+    let unknown = format!("{driver},null=1M,id=x,?");
+    match DeviceSpec::parse(&unknown, Form::Device) {
+        Err(SpecError {
+            problem: Problem::UnknownKey { allowed, .. },
+            ..
+        }) => allowed,
+        _ => Vec::new(),
+    }
+}
+
 impl DeviceSpec {
     /// Parses `DRIVER,key=value,flag`.
     ///

@@ -461,3 +461,45 @@ fn memory_that_may_not_be_locked_is_explained() {
         assert!(err.contains(part), "{part}: {err}");
     }
 }
+
+#[test]
+fn ctl_prints_replies_as_they_come_if_asked() {
+    if !kvm() {
+        return;
+    }
+    let machine = Machine::start(&["--disk", "null=1M,id=n"]);
+    let ask = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_berth"))
+            .args(["ctl", "--json"])
+            .arg(machine.guest.directory.path().join("socket"))
+            .args(words)
+            .output()
+            .unwrap();
+        assert_eq!(output.stderr, b"", "{words:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.find('\n'), Some(text.len() - 1), "{text:?}");
+        let reply: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(reply.get("token"), None);
+        (output.status.code(), reply)
+    };
+    let (status, reply) = ask(&["info", "stats"]);
+    assert_eq!((status, &reply["ok"]), (Some(0), &true.into()));
+    assert_eq!(reply["result"]["namespaces"][0]["id"], "n");
+    assert_eq!(reply["result"]["namespaces"][0]["in_flight"], 0);
+    assert!(reply["result"]["trace"].is_null());
+    // Text is a string then.
+    let (_, reply) = ask(&["info", "qtree"]);
+    assert!(reply["result"].as_str().unwrap().contains("dev: nvme"));
+    for (words, class) in [
+        (&["device_del", "nobody"][..], "NotFound"),
+        (&["trace", "off"], "NotFound"),
+        (&["trace", "on", "/nowhere/trace"], "Failed"),
+        (&["trace", "maybe"], "Argument"),
+        (&["nonsense"], "UnknownCommand"),
+    ] {
+        let (status, reply) = ask(words);
+        assert_eq!((status, &reply["ok"]), (Some(1), &false.into()), "{reply}");
+        assert_eq!(reply["error"]["class"], class, "{reply}");
+    }
+    machine.quit();
+}

@@ -24,6 +24,7 @@ use super::io::{IoThreads, Message};
 use super::prp::PAGE;
 use super::registers::Registers;
 use super::stats::QueueInfo;
+use super::trace::{ADMIN_RECORDS, TracedController, Tracer};
 
 /// Most I/O queue pairs of a controller: with the admin pair their doorbells fit a shadow page.
 pub const MAX_IO_QUEUE_PAIRS: u16 = 128;
@@ -209,6 +210,7 @@ impl Controller {
             config,
         });
         controller.io_threads.balance().add_user(&controller.core);
+        controller.set_trace(controller.io_threads.tracer().as_ref());
         let observer: Arc<dyn ControllerLink> = Arc::clone(&controller) as _;
         controller.link.observe(&observer);
         Ok(controller)
@@ -246,6 +248,21 @@ impl Controller {
         let _ = self.core.wake_event().read();
         lock(&self.admin).service(self);
         self.tell_quiet();
+    }
+
+    /// Has admin commands recorded that are fetched from now on, or no more. I/O commands are up to the
+    /// threads, see [`IoThreads::set_trace`].
+    pub fn set_trace(&self, tracer: Option<&Arc<Tracer>>) {
+        let recorder = tracer.and_then(|tracer| {
+            let told = TracedController {
+                id: self.config.id.clone(),
+                cntlid: self.cntlid(),
+                subsystem: self.subsystem().id().to_owned(),
+            };
+            tracer.add_controller(self.core.number, told);
+            tracer.recorder(ADMIN_RECORDS)
+        });
+        lock(&self.admin).set_trace(recorder);
     }
 
     pub(super) fn core(&self) -> &Arc<Core> {

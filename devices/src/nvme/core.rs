@@ -65,6 +65,9 @@ pub enum DoorbellError {
     Value = 2,
 }
 
+/// Controllers so far.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
 /// The PCI command register lets the function reach memory.
 const BUS_MASTER: u32 = 1;
 /// A function-level reset is going on.
@@ -74,6 +77,8 @@ const HALTED: u32 = 2;
 pub struct Core {
     /// Name in the device tree.
     pub id: String,
+    /// For traces: no other controller of the process has it, however soon it gets the same name.
+    pub number: u32,
     /// Guest RAM.
     pub ram: GuestRam,
     /// Doorbells.
@@ -125,6 +130,7 @@ impl Core {
         Ok(Self {
             coalescing: Settings::new(msix.vectors()),
             burst: AtomicU32::new(u32::MAX),
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
             id,
             ram,
             doorbells,

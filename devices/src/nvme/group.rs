@@ -40,11 +40,17 @@ pub struct Sq {
     pub queue: SubmissionQueue,
     pub stats: Arc<SqStats>,
     pub state: State,
-    pub in_flight: u32,
     // The event index last published.
     event_index: Option<u32>,
     // The guest's tail was no index into the queue when last looked at.
     bad_tail: bool,
+}
+
+impl Sq {
+    /// Commands that were fetched and have not ended.
+    pub fn in_flight(&self) -> u32 {
+        self.stats.in_flight.get()
+    }
 }
 
 /// What keeps a submission queue with commands in it from being served.
@@ -105,7 +111,6 @@ impl Group {
             queue,
             stats,
             state: State::Running,
-            in_flight: 0,
             event_index: None,
             bad_tail: false,
         });
@@ -128,7 +133,7 @@ impl Group {
 
     /// Commands in flight in all queues.
     pub fn in_flight(&self) -> u32 {
-        self.sqs.iter().flatten().map(|sq| sq.in_flight).sum()
+        self.sqs.iter().flatten().map(Sq::in_flight).sum()
     }
 
     /// Doorbell values come from `shadow` from now on.
@@ -195,7 +200,7 @@ impl Group {
         let sq = self.sqs.get_mut(index)?.as_mut()?;
         match sq.queue.pop(tail) {
             Some(sqe) => {
-                sq.in_flight += 1;
+                sq.stats.in_flight.add(1);
                 sq.stats.commands.add(1);
                 Some((sqe, reservation))
             }
@@ -273,7 +278,7 @@ impl Group {
         end: Result<u32, CommandError>,
     ) {
         if let Some(sq) = self.sq_mut(index) {
-            sq.in_flight -= 1;
+            sq.stats.in_flight.sub(1);
         }
         self.post(index, cid, room, end);
     }
@@ -281,7 +286,7 @@ impl Group {
     /// Ends a command that was fetched, in silence.
     pub fn forget(&mut self, index: usize, room: Reservation) {
         if let Some(sq) = self.sq_mut(index) {
-            sq.in_flight -= 1;
+            sq.stats.in_flight.sub(1);
         }
         self.cq.give_back(room);
     }

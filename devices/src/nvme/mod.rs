@@ -11,6 +11,8 @@
 //! queues, but for those whose guest shadows no doorbells: whoever takes kept completion queue heads, a vCPU
 //! or a thread that finds no room, takes them for all.
 //!
+//! Tracing ([`trace`]) adds no lock to that: its own are for who turns it on.
+//!
 //! A completion queue can move from one I/O thread to another; the admin queue's owner orders that
 //! (`admin/moves.rs`).
 
@@ -33,6 +35,7 @@ mod stats;
 mod sync;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 pub use controller::{
     Controller, ControllerConfig, ControllerError, ControllerInfo, ControllerParts,

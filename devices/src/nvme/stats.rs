@@ -47,6 +47,8 @@ impl Gauge {
 pub struct SqStats {
     /// Commands fetched.
     pub commands: Counter,
+    /// Commands fetched that have not ended.
+    pub in_flight: Gauge,
     /// Times that the I/O thread was woken by the kernel for a doorbell and found commands here.
     pub wakeups: Counter,
     /// Read commands.
@@ -106,6 +108,12 @@ pub struct QueueInfo {
     pub ioeventfd_wakeups: u64,
     /// Commands fetched.
     pub commands: u64,
+    /// Commands fetched and not ended.
+    pub in_flight: u32,
+    /// Bytes that Read commands asked for; those of an admin queue do not count.
+    pub read_bytes: u64,
+    /// Bytes that Write commands brought; likewise.
+    pub written_bytes: u64,
     /// Completions posted to the completion queue.
     pub completions: u64,
     /// Interrupts raised for the completion queue.

@@ -36,9 +36,12 @@ pub fn check(config: &RunConfig, arguments: &[String]) -> Result<(), CliError> {
     {
         disk_image(&format!("--rootfs {argument}"), &spec.disk)?;
     }
-    if let Some(path) = &config.com2 {
-        output(path)?;
-        not_an_input(path, config)?;
+    let outputs = [("--com2", &config.com2), ("--trace", &config.trace)];
+    for (option, path) in outputs {
+        if let Some(path) = path {
+            output(option, path)?;
+            not_an_input(option, path, config)?;
+        }
     }
     if let Some(base) = &config.control_pipe {
         control::pipe::check(base)?;
@@ -104,12 +107,12 @@ fn disk_image(argument: &str, disk: &DiskSpec) -> Result<(), CliError> {
 }
 
 /// Refuses to empty a file that this guest boots from or has as a disk.
-fn not_an_input(com2: &Path, config: &RunConfig) -> Result<(), CliError> {
+fn not_an_input(option: &str, output: &Path, config: &RunConfig) -> Result<(), CliError> {
     let identity = |path: &Path| {
         let found = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
         Some((found.dev(), found.ino()))
     };
-    let Some(output) = identity(com2) else {
+    let Some(own) = identity(output) else {
         return Ok(());
     };
     let initrd = config.initrd.iter().map(|path| ("--initrd", path));
@@ -125,20 +128,20 @@ fn not_an_input(com2: &Path, config: &RunConfig) -> Result<(), CliError> {
         .chain(initrd)
         .chain(images);
     inputs
-        .find(|(_, path)| identity(path) == Some(output))
-        .map_or(Ok(()), |(option, path)| {
-            let argument = format!("--com2 {}", com2.display());
-            let input = path.display();
+        .find(|(_, path)| identity(path) == Some(own))
+        .map_or(Ok(()), |(input, path)| {
+            let argument = format!("{option} {}", output.display());
+            let path = path.display();
             Err(CliError::usage(
                 argument,
-                format!("would empty the file of {option} {input}; give another path"),
+                format!("would empty the file of {input} {path}; give another path"),
             ))
         })
 }
 
 /// A file that can be made or written.
-fn output(path: &Path) -> Result<(), CliError> {
-    let error = |problem| CliError::environment(format!("--com2 {}", path.display()), problem);
+fn output(option: &str, path: &Path) -> Result<(), CliError> {
+    let error = |problem| CliError::environment(format!("{option} {}", path.display()), problem);
     match fs::metadata(path) {
         Ok(found) if found.is_dir() || found.file_type().is_socket() => {
             let found = kind(found.file_type());

@@ -19,7 +19,7 @@ use crate::grammar::did_you_mean;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Options that are given once.
-const SINGLE: [&str; 12] = [
+const SINGLE: [&str; 13] = [
     "kernel",
     "initrd",
     "append",
@@ -30,6 +30,7 @@ const SINGLE: [&str; 12] = [
     "overcommit",
     "com2",
     "rootfs",
+    "trace",
     "control-pipe",
     "control-socket",
 ];

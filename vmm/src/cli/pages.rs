@@ -8,9 +8,10 @@ use super::{BerthArgs, CliError, Invocation};
 use crate::grammar::did_you_mean;
 
 /// Shells that completions are made for.
-const SHELLS: [&str; 4] = ["bash", "fish", "nushell", "zsh"];
+pub const SHELLS: [&str; 4] = ["bash", "fish", "nushell", "zsh"];
 
-/// Completions of berth's commands and options for a shell, as a script for it.
+/// Completions for a shell, as a script for it. It asks berth for the words, see
+/// [`complete`](super::complete); for nushell it has the commands and options in it.
 ///
 /// # Errors
 /// No shell is named, or none that completions are made for.
@@ -21,10 +22,10 @@ pub fn completion(words: &[String]) -> Result<String, CliError> {
         return Err(CliError::usage("completion", problem));
     };
     match shell.as_str() {
-        "bash" => Ok(argh_complete::bash::Bash::generate("berth", &info)),
-        "fish" => Ok(argh_complete::fish::Fish::generate("berth", &info)),
+        "bash" => Ok(include_str!("completion.bash").into()),
+        "fish" => Ok(include_str!("completion.fish").into()),
         "nushell" => Ok(argh_complete::nushell::Nushell::generate("berth", &info)),
-        "zsh" => Ok(argh_complete::zsh::Zsh::generate("berth", &info)),
+        "zsh" => Ok(include_str!("completion.zsh").into()),
         other => {
             let near = did_you_mean(other, &SHELLS);
             let problem = format!("unknown shell{near}; known: {}", SHELLS.join(", "));

@@ -57,6 +57,7 @@ pub fn text(config: &RunConfig) -> String {
     if let Some(command) = &config.command {
         guest_command(&mut machine, command);
     }
+    machine.maybe("trace", config.trace.as_deref().map(path));
     machine.maybe("control-pipe", config.control_pipe.as_deref().map(path));
     machine.maybe("control-socket", config.control_socket.as_deref().map(path));
     // What was left out, and why.

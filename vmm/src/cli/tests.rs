@@ -150,6 +150,7 @@ fn defaults_are_small() {
         io_affinity: Vec::new(),
         com2: None,
         command: None,
+        trace: None,
         verbosity: 0,
     };
     assert_eq!(config, expected);
@@ -306,6 +307,7 @@ fn ctl_leaves_the_command_alone() {
             path: "/p".into(),
             action: Action::Command("device_add nvme,id=x --help".into()),
             timeout: Duration::from_secs(3),
+            output: Output::Text,
         };
         assert_eq!(
             parse_in(&files(), line).unwrap(),
@@ -384,7 +386,7 @@ fn described(dir: &TempDir, toml: &str, line: &str) -> Result<Invocation, CliErr
 #[test]
 fn a_description_means_what_the_command_line_means() {
     let line = "--kernel DIR/kernel -m 1G --cpus 2 --io-threads 3 --io-affinity 0,0 --overcommit mem-lock=on --append a~b --com2 DIR/out \
-                --control-socket DIR/new --disk DIR/b,,c.img,cache=none,nsid=9 \
+                --trace DIR/trace --control-socket DIR/new --disk DIR/b,,c.img,cache=none,nsid=9 \
                 --object nvme-ns,id=o,bus=s,null=1T,ro,shared=off,ctrl=c,detached \
                 --drive file=DIR/a.img,id=d,if=none,readonly=on \
                 --drive file=DIR/b,,c.img,id=later,cache=none --device nvme-subsys,id=s \
@@ -470,7 +472,7 @@ fn wrong_descriptions_are_refused_with_their_name() {
             "disks = 1",
             "",
             "--machine DIR/machine.toml: unknown key \"disks\" (did you mean \"disk\"?); known: kernel, \
-             initrd, append, memory, cpus, io-threads, io-affinity, overcommit, com2, rootfs, \
+             initrd, append, memory, cpus, io-threads, io-affinity, overcommit, com2, rootfs, trace, \
              control-pipe, control-socket, with, module, command, disk, drive, object, device",
         ),
     ] {
@@ -500,11 +502,10 @@ fn manual_and_completions_know_every_option() {
         for flag in command.command.flags.iter().filter(|flag| !flag.hidden) {
             let escaped = flag.long.replace('-', "\\-");
             assert!(manual.contains(&escaped), "{escaped}\n{manual}");
-            for shell in ["bash", "fish", "nushell", "zsh"] {
-                let script = printed(&format!("completion {shell}"));
-                let name = flag.long.trim_start_matches('-');
-                assert!(script.contains(name), "{name} in {shell}");
-            }
+            // The others ask berth, see complete.rs.
+            let script = printed("completion nushell");
+            let name = flag.long.trim_start_matches('-');
+            assert!(script.contains(name), "{name}");
         }
     }
     for status in ["32", "33", "34", "35"] {
@@ -513,15 +514,54 @@ fn manual_and_completions_know_every_option() {
 }
 
 #[test]
-fn bash_takes_its_completion() {
-    let script = printed("completion bash");
-    let ask = "COMP_WORDS=(berth run --io-thr); COMP_CWORD=2; _berth; echo \"${COMPREPLY[@]}\"";
-    let bash = std::process::Command::new("bash")
-        .args(["-c", &format!("{script}\n{ask}")])
-        .output();
-    match bash {
-        Ok(output) => assert_eq!(String::from_utf8_lossy(&output.stdout), "--io-threads\n"),
-        Err(error) => println!("skipped: no bash: {error}"),
+fn traces_are_read_as_asked() {
+    let invocation = |line: &str| match parse_in(&files(), line).unwrap() {
+        Invocation::Trace(config) => config,
+        other => panic!("{other:?}"),
+    };
+    let summary = |file: Option<&str>, json| TraceConfig {
+        file: file.map(Into::into),
+        action: TraceAction::Summary { json },
+    };
+    assert_eq!(invocation("trace summary /t"), summary(Some("/t"), false));
+    assert_eq!(invocation("trace --json summary -"), summary(None, true));
+    for (line, file, out) in [
+        ("trace plot /t", Some("/t"), Some("/t.html")),
+        ("trace plot /t --out=x.svg", Some("/t"), Some("x.svg")),
+        ("trace plot --out - /t", Some("/t"), None),
+        ("trace plot -", None, None),
+    ] {
+        let out = out.map(Into::into);
+        let action = TraceAction::Plot { out };
+        let file = file.map(Into::into);
+        assert_eq!(invocation(line), TraceConfig { file, action }, "{line}");
+    }
+    let name =
+        "trace: name what to make of it and the trace; for example \"berth trace summary FILE\"";
+    refused(
+        35,
+        &[
+            ("trace", name),
+            ("trace summary", name),
+            ("trace plot a b", "b: unexpected argument"),
+            ("trace summary /t --out x", "--out: belongs to plot"),
+            ("trace plot /t --json", "--json: belongs to summary"),
+            (
+                "trace sumary /t",
+                "trace sumary: unknown (did you mean \"summary\"?); known: summary, plot",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn ctl_prints_json_if_asked_before_the_command() {
+    for line in ["ctl --json /p info stats", "ctl /p --json info stats"] {
+        let Invocation::Ctl(config) = parse_in(&files(), line).unwrap() else {
+            panic!("no ctl")
+        };
+        assert_eq!(config.output, Output::Json, "{line}");
+        assert_eq!(config.action, Action::Command("info stats".into()));
     }
 }
 
@@ -542,9 +582,13 @@ fn wrong_command_lines_are_refused() {
             ),
             ("man berth", "berth: unexpected argument of berth man"),
             (
+                &format!("{K} --trace -"),
+                "--trace -: standard output is the guest's console; give a file, or a FIFO that is read",
+            ),
+            (
                 "rum",
-                "rum: unknown command (did you mean \"run\"?); known: run, ctl, completion, \
-                 man; see \"berth --help\"",
+                "rum: unknown command (did you mean \"run\"?); known: run, ctl, trace, \
+                 completion, man; see \"berth --help\"",
             ),
             (
                 "DIR/kernel",
@@ -552,7 +596,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 "DIR/none",
-                "DIR/none: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
+                "DIR/none: unknown command; known: run, ctl, trace, completion, man; see \"berth --help\"",
             ),
             (
                 "--kernel DIR/kernel",
@@ -580,7 +624,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 "help me",
-                "me: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
+                "me: unknown command; known: run, ctl, trace, completion, man; see \"berth --help\"",
             ),
             (
                 "--verison",
@@ -950,6 +994,10 @@ fn wrong_files_are_refused() {
                 "--com2 DIR/dir: is a directory, must be a file, FIFO or device",
             ),
             (
+                &format!("{K} --trace DIR/socket"),
+                "--trace DIR/socket: is a socket, must be a file, FIFO or device",
+            ),
+            (
                 &format!("{K} --com2 DIR/none/x"),
                 "--com2 DIR/none/x: DIR/none: no such file or directory",
             ),
@@ -998,6 +1046,7 @@ fn com2_empties_none_of_the_guests_files() {
     let base = dir.path().to_str().unwrap();
     for (line, input) in [
         ("--com2 DIR/kernel", "--kernel DIR/kernel"),
+        ("--trace DIR/kernel", "--kernel DIR/kernel"),
         ("--initrd DIR/a.img --com2 DIR/a.img", "--initrd DIR/a.img"),
         ("--disk DIR/a.img,ro --com2 DIR/link", "--disk DIR/a.img"),
         (

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::command::{self, Line};
 use super::line::MAX_LINE;
-use super::{lock_until, pipe, plain, sys, watch};
+use super::{kind, lock_until, pipe, plain, sys, watch};
 
 /// Longest reply that is taken in bytes.
 const MAX_REPLY: usize = 64 << 20;
@@ -31,6 +31,27 @@ pub struct CtlConfig {
     pub action: Action,
     /// Limit on everything, beyond the command's own `wait=`.
     pub timeout: Duration,
+    /// How the reply is printed.
+    pub output: Output,
+}
+
+/// How replies are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Output {
+    /// For people: text as it is, the rest as indented JSON; errors on standard error.
+    #[default]
+    Text,
+    /// For programs: the reply as a line of JSON, errors that berth replied included.
+    Json,
+}
+
+/// Whether berth did what it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// It did.
+    Yes,
+    /// It refused, which is printed.
+    Refused,
 }
 
 /// What `berth ctl` does.
@@ -54,10 +75,22 @@ pub struct CtlError {
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// Neither a socket nor a FIFO pair.
-    #[error("no berth there: neither a socket nor a FIFO {0}")]
+    #[error(
+        "no berth there: neither a socket nor a FIFO {0}; it has ended, for it takes these away \
+         then, or it was given another --control-socket or --control-pipe"
+    )]
     NoPath(String),
+    /// Something else.
+    #[error("is {0}, must be a control socket or the base of a FIFO pair")]
+    OtherFile(&'static str),
+    /// One of a pair.
+    #[error("is one FIFO of a pair; give what both names begin with, {0}")]
+    HalfPair(String),
     /// Nobody has the other end.
-    #[error("no berth there: nobody listens")]
+    #[error(
+        "no berth there: nobody listens; it was killed and left the file behind, which the next \
+         berth that is given this path takes over"
+    )]
     NobodyListens,
     /// The other end went away.
     #[error("berth ended before it answered")]
@@ -94,13 +127,30 @@ pub enum Problem {
 ///
 /// # Errors
 /// No berth is there, it did not answer in time, or it refused the command.
-pub fn run(config: &CtlConfig) -> Result<(), CtlError> {
-    match &config.action {
-        Action::Command(command) => {
+pub fn run(config: &CtlConfig) -> Result<Done, CtlError> {
+    match (&config.action, config.output) {
+        (Action::Command(command), Output::Text) => {
             crate::cli::print(&printable(&ask(config, command)?));
-            Ok(())
+            Ok(Done::Yes)
         }
-        Action::Watch(interval) => watch::run(config, *interval),
+        (Action::Command(command), Output::Json) => {
+            let mut reply = exchange(config, command).map_err(|problem| at(config, problem))?;
+            // It is this client's own.
+            if let Some(reply) = reply.as_object_mut() {
+                reply.remove("token");
+            }
+            crate::cli::print(&format!("{reply}\n"));
+            let done = reply["ok"] == true;
+            Ok(if done { Done::Yes } else { Done::Refused })
+        }
+        (Action::Watch(interval), _) => watch::run(config, *interval).map(|()| Done::Yes),
+    }
+}
+
+fn at(config: &CtlConfig, problem: Problem) -> CtlError {
+    CtlError {
+        path: config.path.display().to_string(),
+        problem,
     }
 }
 
@@ -109,10 +159,12 @@ pub fn run(config: &CtlConfig) -> Result<(), CtlError> {
 /// # Errors
 /// As [`run`].
 pub fn ask(config: &CtlConfig, command: &str) -> Result<Value, CtlError> {
-    exchange(config, command).map_err(|problem| CtlError {
-        path: config.path.display().to_string(),
-        problem,
-    })
+    let mut reply = exchange(config, command).map_err(|problem| at(config, problem))?;
+    if reply["ok"] == true {
+        Ok(reply["result"].take())
+    } else {
+        Err(at(config, problem(&reply)))
+    }
 }
 
 /// Text as it is, nothing for nothing, everything else as indented JSON; ends with a newline.
@@ -128,6 +180,7 @@ pub(super) fn printable(result: &Value) -> String {
     text
 }
 
+/// The whole reply, which may be a refusal.
 fn exchange(config: &CtlConfig, command: &str) -> Result<Value, Problem> {
     let limit = config.timeout.saturating_add(own_wait(command));
     let token = token();
@@ -229,8 +282,8 @@ impl Link {
             received.extend_from_slice(&chunk[..count]);
             while let Some(end) = received.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = received.drain(..=end).collect();
-                if let Some(result) = own_reply(&line, token) {
-                    return result;
+                if let Some(reply) = own_reply(&line, token) {
+                    return Ok(reply);
                 }
                 refusal = refusal.or_else(|| refused(&line));
             }
@@ -285,9 +338,28 @@ fn connect(path: &Path, deadline: Instant) -> Result<File, Problem> {
     }
 }
 
+/// Why a path that is there is no base of a FIFO pair; such a base is a name only, or anything that has
+/// the pair beside it.
+fn no_base(path: &Path) -> Option<Problem> {
+    let found = fs::metadata(path).ok()?.file_type();
+    let (input, _) = pipe::paths(path);
+    if input.exists() {
+        return None;
+    }
+    let half = path.extension().is_some_and(|it| it == "in" || it == "out");
+    if found.is_fifo() && half {
+        let base = path.with_extension("").display().to_string();
+        return Some(Problem::HalfPair(base));
+    }
+    Some(Problem::OtherFile(kind(found)))
+}
+
 /// Opens both FIFOs. `PATH.out` is opened for writing too, so that berth's closing it is not an end.
 fn open_pair(base: &Path) -> Result<(File, File), Problem> {
     let (input, output) = pipe::paths(base);
+    if let Some(problem) = no_base(base) {
+        return Err(problem);
+    }
     let fifo = |path: &Path, read: bool| {
         if !fs::metadata(path).is_ok_and(|it| it.file_type().is_fifo()) {
             let name = path
@@ -312,16 +384,11 @@ fn open_pair(base: &Path) -> Result<(File, File), Problem> {
     Ok((fifo(&input, false)?, fifo(&output, true)?))
 }
 
-/// What the line says if it is the reply with `token`.
-fn own_reply(line: &[u8], token: &str) -> Option<Result<Value, Problem>> {
-    let mut reply: Value = serde_json::from_slice(line).ok()?;
-    if reply.get("token")?.as_str()? != token {
-        return None;
-    }
-    if reply.get("ok")?.as_bool()? {
-        return Some(Ok(reply.get_mut("result")?.take()));
-    }
-    Some(Err(problem(&reply)))
+/// The line if it is the reply with `token`.
+fn own_reply(line: &[u8], token: &str) -> Option<Value> {
+    let reply: Value = serde_json::from_slice(line).ok()?;
+    let own = reply.get("token")?.as_str()? == token && reply.get("ok")?.is_boolean();
+    own.then_some(reply)
 }
 
 /// What the line says if it is an error that answers nobody in particular.

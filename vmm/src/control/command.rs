@@ -1,5 +1,6 @@
 //! The commands: what a line means, and what it can answer.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -77,6 +78,8 @@ pub enum Command {
         /// For how long.
         timeout: Duration,
     },
+    /// Writes all NVMe commands to this file from now on, or no more.
+    Trace(Option<PathBuf>),
     /// Attaches a namespace to a controller.
     NsAttach {
         /// Id of the namespace.
@@ -177,7 +180,7 @@ pub enum Line {
 }
 
 /// Names, arguments and one line of explanation.
-const COMMANDS: [(&str, &str, &str); 15] = [
+const COMMANDS: [(&str, &str, &str); 16] = [
     (
         "device_add",
         "DRIVER,key=value,...",
@@ -234,12 +237,24 @@ const COMMANDS: [(&str, &str, &str); 15] = [
     ("system_powerdown", "", "press the power button"),
     ("system_reset", "", "reset the machine"),
     (
+        "trace",
+        "on FILE|off",
+        "write every NVMe command and completion to FILE, as --trace does, or end that",
+    ),
+    (
         "wait",
         "EVENT [ID] [timeout=SECONDS]",
         "answer when an event comes (60 s at most unless told), or at once if the device came or \
          went already",
     ),
 ];
+
+/// The commands by name, each with its explanation.
+pub fn explanations() -> impl Iterator<Item = (&'static str, &'static str)> {
+    COMMANDS
+        .iter()
+        .map(|(name, _, explanation)| (*name, *explanation))
+}
 
 /// Parses a line without its token and newline.
 ///
@@ -269,6 +284,7 @@ pub fn parse(line: &str) -> Result<Line, CommandError> {
         "device_del" => parse_device_del(rest)?,
         "ns_resize" => parse_ns_resize(rest)?,
         "wait" => parse_wait(rest)?,
+        "trace" => parse_trace(rest)?,
         "ns_attach" => {
             let (namespace, controller) = two_ids(name, rest)?;
             Command::NsAttach {
@@ -392,6 +408,15 @@ fn parse_wait(rest: &str) -> Result<Command, CommandError> {
         id,
         timeout: timeout.unwrap_or(DEFAULT_WAIT),
     })
+}
+
+/// A path may contain blanks.
+fn parse_trace(rest: &str) -> Result<Command, CommandError> {
+    match rest.split_once(char::is_whitespace) {
+        None if rest == "off" => Ok(Command::Trace(None)),
+        Some(("on", file)) => Ok(Command::Trace(Some(file.trim_start().into()))),
+        _ => Err(usage("trace")),
+    }
 }
 
 fn parse_ns_resize(rest: &str) -> Result<Command, CommandError> {

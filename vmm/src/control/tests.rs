@@ -208,6 +208,7 @@ impl Place {
             path: self.path(name),
             action: Action::Command(command.to_owned()),
             timeout,
+            output: client::Output::Text,
         };
         client::ask(&config, command).map(|reply| client::printable(&reply))
     }
@@ -554,12 +555,12 @@ fn a_killed_server_leaves_nothing_in_the_way() {
 
     let gone = place.ctl("p", "info stats", LIMIT).unwrap_err().to_string();
     assert!(
-        gone.ends_with("p: no berth there: nobody listens"),
+        gone.contains("p: no berth there: nobody listens; it was killed"),
         "{gone}"
     );
     let gone = place.ctl("s", "info stats", LIMIT).unwrap_err().to_string();
     assert!(
-        gone.ends_with("s: no berth there: nobody listens"),
+        gone.contains("s: no berth there: nobody listens; it was killed"),
         "{gone}"
     );
 
@@ -770,9 +771,39 @@ fn ctl_prints_what_people_read() {
         .unwrap_err()
         .to_string();
     assert!(
-        missing.ends_with("p: no berth there: neither a socket nor a FIFO p.in"),
+        missing.contains("p: no berth there: neither a socket nor a FIFO p.in; it has ended"),
         "{missing}"
     );
+    for (name, why) in [
+        (
+            "half.out",
+            "is one FIFO of a pair; give what both names begin with, DIR/half",
+        ),
+        (
+            "file",
+            "is a regular file, must be a control socket or the base of a FIFO pair",
+        ),
+        (
+            "",
+            "is a directory, must be a control socket or the base of a FIFO pair",
+        ),
+    ] {
+        let path = place.path(name);
+        match name {
+            "half.out" => sys::mkfifo(&path).unwrap(),
+            "file" => fs::write(&path, "").unwrap(),
+            _ => {}
+        }
+        let refused = place.ctl(name, "info status", LIMIT).unwrap_err();
+        let why = why.replace(
+            "DIR",
+            place.path("").display().to_string().trim_end_matches('/'),
+        );
+        assert!(
+            refused.to_string().ends_with(&format!(": {why}")),
+            "{refused}"
+        );
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::client::{CtlConfig, CtlError, ask};
+use super::client::{CtlConfig, CtlError, Output, ask};
 
 /// Moves to the upper left corner and clears what is below.
 const CLEAR: &str = "\x1b[H\x1b[J";
@@ -33,17 +33,18 @@ pub fn run(config: &CtlConfig, interval: Duration) -> Result<(), CtlError> {
         ""
     };
     let mut before = look()?;
+    let json = config.output == Output::Json;
     loop {
         // The interval itself is what is asked for.
         std::thread::sleep(interval);
         let now = look()?;
-        let table = table(&before, &now);
+        let text = if json {
+            format!("{}\n", now.stats)
+        } else {
+            format!("{clear}{}\n", table(&before, &now))
+        };
         let mut out = io::stdout().lock();
-        if out
-            .write_all(format!("{clear}{table}\n").as_bytes())
-            .is_err()
-            || out.flush().is_err()
-        {
+        if out.write_all(text.as_bytes()).is_err() || out.flush().is_err() {
             return Ok(());
         }
         before = now;
@@ -82,12 +83,13 @@ impl Growth<'_> {
 fn table(before: &Look, now: &Look) -> String {
     let seconds = now.time.duration_since(before.time).as_secs_f64();
     let mut text = format!(
-        "{:<16}{:>5}{:>12}{:>11}{:>12}{:>11}{:>11}{:>11}{:>11}\n",
+        "{:<16}{:>5}{:>12}{:>11}{:>12}{:>10}{:>11}{:>11}{:>11}{:>11}\n",
         "controller",
         "queue",
         "I/O thread",
         "in flight",
         "IOPS",
+        "MB/s",
         "exits/IO",
         "events/IO",
         "irqs/IO",
@@ -96,39 +98,104 @@ fn table(before: &Look, now: &Look) -> String {
     for controller in list(&now.stats, "controllers") {
         let old = earlier(list(&before.stats, "controllers"), controller, &["id"]);
         let old = old.map_or(&[][..], |old| list(old, "queues"));
-        let _ = writeln!(
-            text,
-            "{:<33}{:>11}{:>56}",
-            name(&controller["id"]),
-            number(&controller["in_flight"]),
-            name(&controller["state"])
-        );
+        let mut rows = String::new();
+        let mut all = Rates::default();
         for queue in list(controller, "queues") {
             let before = earlier(old, queue, &["sqid", "cqid"]);
-            let row = row(&Growth { before, now: queue }, seconds);
-            text += &format!(
-                "{:<16}{:>5}{:>12}{:>11}{row}\n",
+            let rates = Rates::of(&Growth { before, now: queue });
+            let _ = writeln!(
+                rows,
+                "{:<16}{:>5}{:>12}{:>11}{}",
                 "",
                 number(&queue["sqid"]),
                 number(&queue["io_thread"]),
-                ""
+                number(&queue["in_flight"]),
+                rates.text(seconds)
             );
+            // Admin commands are no I/O.
+            if queue["sqid"] != 0 {
+                all.add(&rates);
+            }
         }
+        let _ = writeln!(
+            text,
+            "{:<33}{:>11}{}{:>11}",
+            name(&controller["id"]),
+            number(&controller["in_flight"]),
+            all.text(seconds),
+            name(&controller["state"])
+        );
+        text += &rows;
     }
+    text += &namespaces(now);
     text += &threads(before, now, seconds);
     text
 }
 
-/// Commands a second, and for each what it cost.
-fn row(growth: &Growth<'_>, seconds: f64) -> String {
-    let commands = growth.of("commands");
-    let mut text = format!("{:>12.0}", commands / seconds);
-    for key in ["doorbell_exits", "ioeventfd_wakeups", "interrupts"] {
-        text += &if commands > 0.0 {
-            format!("{:>11.3}", growth.of(key) / commands)
-        } else {
-            format!("{:>11}", "-")
-        };
+/// What grew in a row, or in all rows of a controller.
+#[derive(Debug, Default)]
+struct Rates {
+    commands: f64,
+    bytes: f64,
+    costs: [f64; 3],
+}
+
+impl Rates {
+    fn of(growth: &Growth<'_>) -> Self {
+        Self {
+            commands: growth.of("commands"),
+            bytes: growth.of("read_bytes") + growth.of("written_bytes"),
+            costs: ["doorbell_exits", "ioeventfd_wakeups", "interrupts"].map(|key| growth.of(key)),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.commands += other.commands;
+        self.bytes += other.bytes;
+        for (sum, cost) in self.costs.iter_mut().zip(other.costs) {
+            *sum += cost;
+        }
+    }
+
+    /// Commands and megabytes a second, and for each command what it cost.
+    fn text(&self, seconds: f64) -> String {
+        let mut text = format!(
+            "{:>12.0}{:>10.1}",
+            self.commands / seconds,
+            self.bytes / seconds / 1e6
+        );
+        for cost in self.costs {
+            text += &if self.commands > 0.0 {
+                format!("{:>11.3}", cost / self.commands)
+            } else {
+                format!("{:>11}", "-")
+            };
+        }
+        text
+    }
+}
+
+fn namespaces(now: &Look) -> String {
+    let all = list(&now.stats, "namespaces");
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "{:<16}{:>5}{:>12}{:>11}  {}\n",
+        "namespace", "nsid", "subsystem", "in flight", "attached to"
+    );
+    for namespace in all {
+        let attached = list(namespace, "attached").iter().map(name);
+        let attached: Vec<&str> = attached.collect();
+        let _ = writeln!(
+            text,
+            "{:<16}{:>5}{:>12}{:>11}  {}",
+            name(&namespace["id"]),
+            number(&namespace["nsid"]),
+            name(&namespace["subsys"]),
+            number(&namespace["in_flight"]),
+            attached.join(" ")
+        );
     }
     text
 }
@@ -182,9 +249,12 @@ mod tests {
                 "id": "c0", "state": "ready", "in_flight": 7, "queues": [
                     { "sqid": 0, "cqid": 0, "io_thread": null, "commands": 8 },
                     { "sqid": 1, "cqid": 1, "io_thread": 0, "commands": commands,
+                      "in_flight": 6, "read_bytes": commands * 4000, "written_bytes": commands * 96,
                       "doorbell_exits": exits, "ioeventfd_wakeups": 0, "interrupts": commands },
                 ]
             }],
+            "namespaces": [{ "id": "n1", "subsys": "s", "nsid": 3, "in_flight": 7,
+                             "attached": ["c0", "c1"] }],
             "iothreads": [{ "index": 0, "submissions": commands, "sleeps": sleeps }],
         });
         Look { time, stats }
@@ -201,10 +271,12 @@ mod tests {
         let before = look(start, 1000, 10, 5);
         let now = look(start + Duration::from_secs(2), 3000, 110, 25);
         let lines = lines(&before, &now);
-        assert_eq!(lines[1], ["c0", "7", "ready"]);
-        assert_eq!(lines[2], ["0", "-", "0", "-", "-", "-"]);
-        assert_eq!(lines[3], ["1", "0", "1000", "0.050", "0.000", "1.000"]);
-        assert_eq!(lines[5], ["0", "1000", "0", "10", "0"]);
+        let rates = ["1000", "4.1", "0.050", "0.000", "1.000"];
+        assert_eq!(lines[1], [&["c0", "7"][..], &rates, &["ready"]].concat());
+        assert_eq!(lines[2], ["0", "-", "-", "0", "0.0", "-", "-", "-"]);
+        assert_eq!(lines[3], [&["1", "0", "6"][..], &rates].concat());
+        assert_eq!(lines[5], ["n1", "3", "s", "7", "c0", "c1"]);
+        assert_eq!(lines[7], ["0", "1000", "0", "10", "0"]);
     }
 
     #[test]
@@ -229,12 +301,12 @@ mod tests {
         let start = Instant::now();
         let before = look(start, 5000, 0, 9);
         let now = look(start + Duration::from_secs(1), 300, 0, 9);
-        assert_eq!(lines(&before, &now)[3][2], "300");
+        assert_eq!(lines(&before, &now)[3][3], "300");
         let nothing = Look {
             time: start,
             stats: json!({}),
         };
-        assert_eq!(lines(&nothing, &now)[3][2], "300");
+        assert_eq!(lines(&nothing, &now)[3][3], "300");
         assert_eq!(lines(&now, &nothing).len(), 2, "two heads");
     }
 }

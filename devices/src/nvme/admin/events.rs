@@ -3,6 +3,7 @@
 use super::super::group::Group;
 use super::super::spec::{AsyncEventConfig, AsyncEventResult, EventType, LogId};
 use super::ADMIN;
+use super::recording::Recording;
 
 /// Asynchronous Event Request commands that can be outstanding (AERL + 1).
 pub const MAX_REQUESTS: u8 = 4;
@@ -101,7 +102,7 @@ impl AsyncEvents {
 
     /// Completes requests for pending events while there are both, and room. What was reported is
     /// not reported again until its log is read.
-    pub fn report(&mut self, group: &mut Group) {
+    pub fn report(&mut self, group: &mut Group, recording: &mut Recording) {
         let mut index = 0;
         while let Some(event) = self.pending.get(index).copied() {
             let log = event.log();
@@ -116,7 +117,9 @@ impl AsyncEvents {
             let cid = self.requests.remove(0);
             self.pending.remove(index);
             self.masked.push(log);
-            group.post(ADMIN, cid, room, Ok(event.result().into_bits()));
+            let end = Ok(event.result().into_bits());
+            recording.completed(&group.core, cid, end);
+            group.post(ADMIN, cid, room, end);
         }
     }
 }

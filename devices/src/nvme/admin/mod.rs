@@ -9,6 +9,7 @@ mod identify;
 mod log;
 mod moves;
 mod queues;
+mod recording;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,10 +27,12 @@ use super::prp;
 use super::queue::{CompletionQueue, Reservation, SubmissionQueue};
 use super::spec::{AbortCdw10, AdminOpcode, Cc, ShutdownStatus, Sqe, Status};
 use super::stats::{CqStats, QueueInfo, SqStats};
+use super::trace::Recorder;
 use events::{AsyncEvent, AsyncEvents};
 use features::Features;
 use log::{LogRequest, LogSource, Logs};
 use queues::IoQueues;
+use recording::Recording;
 
 /// Index of the admin submission queue in its group.
 const ADMIN: usize = 0;
@@ -130,6 +133,7 @@ pub struct Admin {
     logs: Logs,
     io: IoQueues,
     pending: Vec<Pending>,
+    recording: Recording,
     // Scratch.
     slices: Vec<GuestSlice>,
 }
@@ -144,8 +148,14 @@ impl Admin {
             logs: Logs::new(),
             io: IoQueues::default(),
             pending: Vec::new(),
+            recording: Recording::default(),
             slices: Vec::new(),
         }
+    }
+
+    /// Records commands that are fetched from now on, or no more.
+    pub fn set_trace(&mut self, recorder: Option<Recorder>) {
+        self.recording.set(recorder);
     }
 
     /// Does whatever there is to do.
@@ -162,7 +172,7 @@ impl Admin {
         if let State::Enabled(group) = &mut self.state {
             // Admin commands keep no table, and must keep no namespace that was removed.
             group.snapshots.refresh();
-            self.events.report(group);
+            self.events.report(group, &mut self.recording);
             group.interrupt();
         }
         if more {
@@ -224,6 +234,7 @@ impl Admin {
         };
         if let Some(index) = self.pending.iter().position(which) {
             let pending = self.pending.remove(index);
+            self.recording.completed(&group.core, pending.cid, end);
             group.complete(ADMIN, pending.cid, pending.room, end);
         }
     }
@@ -288,6 +299,7 @@ impl Admin {
         let core = controller.core();
         core.doorbells.reset();
         self.pending.clear();
+        self.recording.abandon(core);
         let threads = (0..controller.io_threads().count()).collect();
         self.state = State::Stopping { threads, then };
         let message = || Message::Reset {
@@ -354,6 +366,7 @@ impl Admin {
                 // Nothing there; asks to be rung, and looks once more.
                 return group.prepare_sleep();
             };
+            self.recording.fetched(&group.core, &sqe);
             let outcome = self.execute(controller, &sqe);
             self.settle(&sqe, room, outcome);
         }
@@ -364,8 +377,12 @@ impl Admin {
         let State::Enabled(group) = &mut self.state else {
             return;
         };
+        let recording = &mut self.recording;
         match outcome {
-            Ok(Outcome::Done(dw0)) => group.complete(ADMIN, sqe.cid(), room, Ok(dw0)),
+            Ok(Outcome::Done(dw0)) => {
+                recording.completed(&group.core, sqe.cid(), Ok(dw0));
+                group.complete(ADMIN, sqe.cid(), room, Ok(dw0));
+            }
             Ok(Outcome::Later(waiting)) => self.pending.push(Pending {
                 waiting,
                 cid: sqe.cid(),
@@ -375,6 +392,7 @@ impl Admin {
             Ok(Outcome::Held) => group.forget(ADMIN, room),
             Err(error) => {
                 self.logs.add_error(sqe, error);
+                recording.completed(&group.core, sqe.cid(), Err(error));
                 group.complete(ADMIN, sqe.cid(), room, Err(error));
             }
         }
@@ -504,6 +522,7 @@ impl Admin {
         };
         self.events.withdraw(cid);
         let aborted = CommandError::transient(Status::ABORT_REQUESTED);
+        self.recording.completed(&group.core, cid, Err(aborted));
         group.post(ADMIN, cid, room, Err(aborted));
         Outcome::Done(0)
     }
@@ -554,6 +573,9 @@ impl Admin {
                 coalesced_doorbells: 0,
                 ioeventfd_wakeups: 0,
                 commands: group.sqs.iter().flatten().map(commands).sum(),
+                in_flight: group.in_flight(),
+                read_bytes: 0,
+                written_bytes: 0,
                 completions: group.cq_stats.completions.get(),
                 interrupts: group.cq_stats.interrupts.get(),
                 moves: group.cq_stats.moves.get(),

@@ -35,8 +35,9 @@ use super::group::Group;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::stats::{CqStats, SqStats, ThreadStats};
 use super::sync::Sleeper;
+use super::trace::{IO_RECORDS, Tracer};
 use balance::{Balance, Load};
-use worker::Worker;
+use worker::{Recording, Worker};
 
 pub(super) use balance::Seat;
 
@@ -85,6 +86,8 @@ pub(super) enum Message {
     },
     /// Drop all queues of the controller, tell `Quiesced` once nothing touches guest memory for it.
     Reset { core: Arc<Core> },
+    /// Record commands from now on, or no more.
+    Trace(Option<Box<Recording>>),
     /// End the thread.
     Stop,
 }
@@ -223,6 +226,7 @@ pub struct IoThreads {
     ram: GuestRam,
     memory_lock: MemoryLock,
     vcpus: usize,
+    tracer: Mutex<Option<Arc<Tracer>>>,
 }
 
 impl std::fmt::Debug for IoThreads {
@@ -281,11 +285,12 @@ impl IoThreads {
             ram: ram.clone(),
             memory_lock: lock,
             vcpus: config.vcpus,
+            tracer: Mutex::default(),
         }))
     }
 
     /// Starts `count` other threads for the same guest, with its memory locked if that of these is, bound
-    /// to `cpus` in turn.
+    /// to `cpus` in turn; their commands are recorded if those of these are.
     ///
     /// # Errors
     /// As [`IoThreads::with`].
@@ -296,7 +301,30 @@ impl IoThreads {
             memory_lock: self.memory_lock,
             vcpus: self.vcpus,
         };
-        Self::with(&config, &self.ram)
+        let threads = Self::with(&config, &self.ram)?;
+        threads.set_trace(self.tracer().as_ref());
+        Ok(threads)
+    }
+
+    /// Has commands recorded that are fetched from now on, or no more. The admin queues of controllers
+    /// that are made later follow; for those that there are see
+    /// [`Controller::set_trace`](super::Controller::set_trace).
+    pub fn set_trace(&self, tracer: Option<&Arc<Tracer>>) {
+        *self.lock_tracer() = tracer.cloned();
+        for thread in &self.threads {
+            let recorder = tracer.and_then(|tracer| tracer.recorder(IO_RECORDS));
+            let recording = recorder.map(|recorder| Box::new(Recording::new(recorder)));
+            thread.shared.send(Message::Trace(recording));
+        }
+    }
+
+    /// Where commands are recorded, if they are.
+    pub(super) fn tracer(&self) -> Option<Arc<Tracer>> {
+        self.lock_tracer().clone()
+    }
+
+    fn lock_tracer(&self) -> std::sync::MutexGuard<'_, Option<Arc<Tracer>>> {
+        self.tracer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Number of threads.

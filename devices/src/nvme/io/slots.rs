@@ -15,6 +15,11 @@ impl Key {
         Self(raw)
     }
 
+    /// Which slot it names. A later key may name the same one.
+    pub fn index(self) -> usize {
+        self.parts().0
+    }
+
     fn new(index: u32, generation: u32) -> Self {
         Self(u64::from(generation) << 32 | u64::from(index))
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::worker::{Turn, Worker};
+use super::worker::{Recording, Turn, Worker};
 use super::{Message, Shared};
 use crate::counting;
 use crate::nvme::core::Core;
@@ -18,6 +18,7 @@ use crate::nvme::queue::{CompletionQueue, SubmissionQueue};
 use crate::nvme::spec::{Cdw0, Cqe, NvmOpcode, Sqe, Status};
 use crate::nvme::tests::fakes::Nothing;
 use crate::nvme::tests::held::{subsystem, table_of_subsystem};
+use crate::nvme::trace::{IO_RECORDS, Traced, Tracer};
 use crate::pci::msix::Msix;
 use crate::ram::{GuestRam, MappedRange};
 use crate::storage::{Backend, BackendConfig, BackendKind, CacheMode, Engine, open};
@@ -169,6 +170,31 @@ impl Driver {
     }
 }
 
+/// As below, while everything is recorded and read.
+fn allocations_of_recording(batches: u32) -> usize {
+    let (tracer, mut reader) = Tracer::begin().unwrap();
+    let mut driver = Driver::new(BackendKind::Null { size: BYTES });
+    let recorder = tracer.recorder(IO_RECORDS).unwrap();
+    let recording = Some(Box::new(Recording::new(recorder)));
+    driver.shared.send(Message::Trace(recording));
+    driver.batch(32);
+    let mut count = 0;
+    let mut look = |traced| {
+        assert!(matches!(traced, Traced::Record(_)), "{traced:?}");
+        count += 1;
+        Ok(())
+    };
+    reader.read(&mut look).unwrap();
+    let before = counting::allocations();
+    for _ in 0..batches {
+        driver.batch(32);
+        reader.read(&mut look).unwrap();
+    }
+    let allocations = counting::allocations() - before;
+    assert_eq!(count, 2 * 32 * (batches + 1));
+    allocations
+}
+
 /// Allocations of `batches` batches of `count` reads, once all is warm.
 fn allocations(kind: BackendKind, count: u32, batches: u32) -> usize {
     let mut driver = Driver::new(kind);
@@ -194,6 +220,7 @@ fn nothing_is_allocated_for_a_command() {
     assert_eq!(allocations(BackendKind::Memory { size: BYTES }, 32, 100), 0);
     assert_eq!(allocations(file(), 32, 100), 0);
     assert_eq!(allocations(file(), 1, 100), 0);
+    assert_eq!(allocations_of_recording(100), 0);
 }
 
 /// Reads for `cargo xtask test cost`, which knows these numbers from the name of the test.

@@ -1,6 +1,7 @@
 //! The loop of an I/O thread: reap → fetch → check → submit → complete → one interrupt a batch.
 
 mod moving;
+mod recording;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -28,6 +29,7 @@ use super::{Message, Shared};
 use moving::Leaving;
 
 pub(super) use moving::MOVE_LIMIT;
+pub(super) use recording::Recording;
 
 /// Commands fetched from one queue before completions are looked at.
 const BATCH: usize = 64;
@@ -89,6 +91,8 @@ pub struct Worker {
     resets: Vec<Arc<Core>>,
     // Groups that another thread is to have.
     leaving: Vec<Leaving>,
+    // If commands are recorded.
+    recording: Option<Box<Recording>>,
     polling: Polling,
     // For interrupts that are put off.
     alarm: Alarm,
@@ -123,6 +127,7 @@ impl Worker {
             in_flight: Slots::default(),
             resets: Vec::new(),
             leaving: Vec::new(),
+            recording: None,
             polling: Polling::default(),
             alarm,
             inline: 0,
@@ -225,6 +230,7 @@ impl Worker {
             }
             Message::AbortNamespace { core, namespace } => self.abort_namespace(&core, &namespace),
             Message::Reset { core } => self.reset(&core),
+            Message::Trace(recording) => self.recording = recording,
             Message::Stop => {}
         }
     }
@@ -319,6 +325,10 @@ impl Worker {
             parts: 0,
             error: None,
         });
+        if let Some(recording) = &mut self.recording {
+            recording.fetched(key, group, sq, sqe);
+        }
+        recording::probe_fetched(group, sq, sqe);
         let started = command::start(
             &mut command::Context {
                 engine: &mut self.engine,
@@ -397,9 +407,18 @@ impl Worker {
             return;
         };
         group.snapshots.leave(command.epoch, command.nsid);
+        // Recorded first, so that all that the guest knows of is.
         if group.state == State::Resetting {
+            if let Some(recording) = &mut self.recording {
+                recording.abandoned(key);
+            }
+            recording::probe_abandoned(group, command.sq, command.cid);
             group.forget(command.sq, command.room);
         } else {
+            if let Some(recording) = &mut self.recording {
+                recording.completed(key, end);
+            }
+            recording::probe_completed(group, command.sq, command.cid, end);
             group.complete(command.sq, command.cid, command.room, end);
         }
         self.sweep(command.group, command.sq);
@@ -412,7 +431,7 @@ impl Worker {
         };
         let deleted = group
             .sq_mut(sq)
-            .filter(|sq| sq.state == State::Deleting && sq.in_flight == 0)
+            .filter(|sq| sq.state == State::Deleting && sq.in_flight() == 0)
             .map(|sq| sq.queue.id());
         if let Some(sqid) = deleted
             && group.state != State::Resetting

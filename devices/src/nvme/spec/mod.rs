@@ -33,13 +33,21 @@ macro_rules! open_enum {
 
         impl $name {
             $( $(#[$item_meta])* pub const $item: Self = Self($value); )*
+
+            /// The name that it has here, in capitals; none if it is unknown.
+            pub fn name(self) -> Option<&'static str> {
+                match self {
+                    $( Self::$item => Some(stringify!($item)), )*
+                    _ => None,
+                }
+            }
         }
 
         impl std::fmt::Debug for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                match *self {
-                    $( Self::$item => f.write_str(stringify!($item)), )*
-                    Self(other) => write!(f, concat!(stringify!($name), "({:#x})"), other),
+                match self.name() {
+                    Some(name) => f.write_str(name),
+                    None => write!(f, concat!(stringify!($name), "({:#x})"), self.0),
                 }
             }
         }

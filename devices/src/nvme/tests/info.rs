@@ -38,6 +38,13 @@ fn commands_in_flight_are_counted_by_namespace_and_by_controller() {
     controls[1].wait_held(2).unwrap();
     assert_eq!(in_flight(&machine), [(1, 3), (2, 2)]);
     assert_eq!(a.controller.info().in_flight, 4);
+    let by_queue = |guest: &Guest| {
+        let queues = guest.controller.info().queues;
+        let counts = queues.iter().map(|queue| (queue.sqid, queue.in_flight));
+        counts.collect::<Vec<_>>()
+    };
+    assert_eq!(by_queue(&a), [(0, 0), (1, 3), (2, 1)]);
+    assert_eq!(by_queue(&b), [(0, 0), (1, 1)]);
     assert_eq!(b.controller.info().in_flight, 1);
 
     // A table that changes meanwhile loses no count.
@@ -52,6 +59,7 @@ fn commands_in_flight_are_counted_by_namespace_and_by_controller() {
         in_flight(&machine) == [(1, 0), (2, 0), (3, 0)]
     });
     assert_eq!(a.controller.info().in_flight, 0);
+    assert_eq!(by_queue(&a), [(0, 0), (1, 0), (2, 0)]);
     assert!(a.take_admin(request).is_none());
 }
 

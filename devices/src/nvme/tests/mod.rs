@@ -27,3 +27,4 @@ mod removal;
 mod reset;
 mod shadow;
 mod stress;
+mod trace;
