@@ -2,6 +2,7 @@
 
 mod command;
 mod files;
+mod fio;
 mod machine_file;
 mod normalize;
 mod pages;
@@ -23,6 +24,7 @@ use self::normalize::{Normalized, normalize};
 use crate::affinity;
 use crate::control::client::{Action, CtlConfig};
 use crate::control::{ControlError, pipe};
+use crate::fio::FioConfig;
 use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
 use crate::guest_command::{self, GuestCommand};
 use crate::spec::{DeviceSpec, DiskSpec, DriveSpec, Drives, Form, NamespaceSpec, Parsed as Spec};
@@ -84,6 +86,8 @@ pub enum Invocation {
     Run(Box<RunConfig>),
     /// Talk to a running berth.
     Ctl(CtlConfig),
+    /// Run fio's jobs.
+    Fio(Box<FioConfig>),
     /// Print this on stdout and exit with status 0: help, version.
     Print(String),
 }
@@ -110,7 +114,8 @@ pub enum CliError {
 }
 
 impl CliError {
-    fn usage(argument: impl Into<String>, problem: impl Into<String>) -> Self {
+    /// The command line is wrong: the argument, and what would be right.
+    pub fn usage(argument: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Usage {
             argument: argument.into(),
             problem: problem.into(),
@@ -184,12 +189,13 @@ struct BerthArgs {
 enum Subcommand {
     Run(RunArgs),
     Ctl(CtlArgs),
+    Fio(fio::FioArgs),
     Completion(CompletionArgs),
     Man(ManArgs),
 }
 
 /// The names of the subcommands.
-const COMMANDS: [&str; 4] = ["run", "ctl", "completion", "man"];
+const COMMANDS: [&str; 5] = ["run", "ctl", "fio", "completion", "man"];
 
 /// Boot a guest and stay until it ends. Its console is on stdin and stdout; Ctrl-a x leaves.
 #[derive(FromArgs, ArgsInfo)]
@@ -373,6 +379,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
     let parsed = match first.as_str() {
         "help" => return help(rest),
         "ctl" => parsed("ctl", 1, rest)?,
+        "fio" => parsed("fio", usize::MAX, &fio::split_host(rest))?,
         name if COMMANDS.contains(&name) => parsed(name, usize::MAX, rest)?,
         option if option.starts_with('-') => parsed("", usize::MAX, &args)?,
         other => return Err(unknown_command(other)),
@@ -387,6 +394,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
         )),
         Some(Subcommand::Run(args)) => run_config(args, command),
         Some(Subcommand::Ctl(args)) => ctl_config(&args),
+        Some(Subcommand::Fio(args)) => fio::config(args, rest),
         Some(Subcommand::Completion(args)) => pages::completion(&args.words).map(Invocation::Print),
         Some(Subcommand::Man(args)) => match args.words.first() {
             Some(extra) => Err(CliError::usage(extra, "unexpected argument of berth man")),

@@ -9,6 +9,7 @@ mod control;
 mod cpuid;
 mod event_loop;
 mod exit;
+mod fio;
 mod grammar;
 mod guest;
 mod guest_command;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(cli::Invocation::Ctl(config)) => ctl(&config),
+        Ok(cli::Invocation::Fio(config)) => ExitCode::from(fio::run(&config)),
         Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config)),
         Err(error) => {
             stderr::say(format_args!("berth: {error}"));

@@ -496,16 +496,16 @@ fn wrong_command_lines_are_refused() {
             ("man berth", "berth: unexpected argument of berth man"),
             (
                 "rum",
-                "rum: unknown command (did you mean \"run\"?); known: run, ctl, completion, \
+                "rum: unknown command (did you mean \"run\"?); known: run, ctl, fio, completion, \
                  man; see \"berth --help\"",
             ),
             (
                 "DIR/kernel",
-                "DIR/kernel: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
+                "DIR/kernel: unknown command; known: run, ctl, fio, completion, man; see \"berth --help\"",
             ),
             (
                 "help me",
-                "me: unknown command; known: run, ctl, completion, man; see \"berth --help\"",
+                "me: unknown command; known: run, ctl, fio, completion, man; see \"berth --help\"",
             ),
             (
                 "--verison",
