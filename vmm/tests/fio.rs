@@ -110,7 +110,7 @@ fn results_tables_and_pictures_come_of_a_job_file() {
     let raw = results["runs"][1]["raw"].as_str().unwrap();
     let raw: Value =
         serde_json::from_slice(&fs::read(place.path("first").join(raw)).unwrap()).unwrap();
-    let own = &raw["jobs"][0]["read"]["clat_ns"]["percentile"];
+    let own = &raw["jobs"][0]["read"]["lat_ns"]["percentile"];
     assert_eq!(read["percentiles"][2][1], own["99.000000"], "{own}");
     assert_eq!(read["percentiles"][0][1], own["50.000000"], "{own}");
     for text in [

@@ -7,6 +7,7 @@
 mod command;
 mod control;
 mod counters;
+mod fio_report;
 mod guest;
 mod hotplug;
 mod interrupts;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::command;
 use crate::counters::{IoCounters, io_queues};
+use crate::fio_report;
 use crate::guest::Guest;
 use crate::hotplug;
 use crate::interrupts;
@@ -109,6 +110,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "fio_loads",
         run: fio_loads,
+    },
+    Scenario {
+        name: fio_report::NAME,
+        run: fio_report::run,
     },
     Scenario {
         name: "interrupts_per_io",

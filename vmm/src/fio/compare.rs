@@ -9,7 +9,7 @@ use super::summary::{Cell, Source};
 pub enum Metric {
     /// I/Os a second, all directions together.
     Iops,
-    /// Median completion latency, the worst direction's.
+    /// Median latency, the worst direction's.
     Median,
     /// The 99th percentile of it.
     Tail,

@@ -78,13 +78,13 @@ while [ "$n" -lt "$count" ]; do
     safe=
     [ -f "$folder/$n.reads" ] && safe=--readonly
     fio ${place:+"$place"} $safe --group_reporting=1 --write_iops_log=log --write_bw_log=log --write_lat_log=log \
-        --log_avg_msec=1000 --per_job_logs=0 --output-format=json+ --output=fio.json \
+        --log_avg_msec=1000 --lat_percentiles=1 --clat_percentiles=0 --per_job_logs=0 --output-format=json+ --output=fio.json \
         --eta=always --eta-interval=1000ms --eta-newline=1000ms "$folder/$n.fio" </dev/null >&2
     status=$?
     send fio.json fio.json
     send iops log_iops.log
     send bandwidth log_bw.log
-    send latency log_clat.log
+    send latency log_lat.log
     cd /
     rm -rf "${work:?}/$n"
     echo "ended $n $status"

@@ -100,9 +100,9 @@ fn direction(jobs: &[Value], name: &str) -> Option<Direction> {
         return None;
     }
     let sum = |key: &str| all.iter().map(|it| number(&it[key])).sum::<f64>();
-    // A job that counts all latency instead (`lat_percentiles`) has its bins there.
-    let bins = match bins(&all, "clat_ns") {
-        empty if empty.is_empty() => bins(&all, "lat_ns"),
+    // A job that counts completion latency alone has its bins there.
+    let bins = match bins(&all, "lat_ns") {
+        empty if empty.is_empty() => bins(&all, "clat_ns"),
         bins => bins,
     };
     Some(Direction {
@@ -185,7 +185,7 @@ pub struct Logs {
     pub iops: String,
     /// `bw`: KiB a second.
     pub bandwidth: String,
-    /// `clat`: ns.
+    /// `lat`: ns.
     pub latency: String,
 }
 

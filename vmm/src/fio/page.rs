@@ -71,7 +71,8 @@ pub fn html(results: &Results, old: Option<&Results>) -> String {
         page += "</section>\n";
     }
     page += "<p>Where jobs ran in several rounds, lines and bars are medians, and whiskers reach from the \
-             slowest to the fastest. CPU use and counts are of the time from just before fio began until \
+             slowest to the fastest. Latency is from a job's decision to submit an I/O until its end (fio's \
+             lat). CPU use and counts are of the time from just before fio began until \
              it had ended, its ramp time included.</p>\n</body></html>\n";
     page
 }

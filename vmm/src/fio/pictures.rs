@@ -35,8 +35,8 @@ pub fn over_depth(load: &Load<'_>, results: &Results) -> Vec<String> {
             measures: vec![("bandwidth", of(|it| it.bandwidth))],
         },
         Picture {
-            title: "Completion latency",
-            axis: Axis::log("completion latency", Unit::Time),
+            title: "Latency",
+            axis: Axis::log("latency", Unit::Time),
             measures: vec![
                 ("50 %", percentile(PERCENTILES[0])),
                 ("90 %", percentile(PERCENTILES[1])),
@@ -214,8 +214,8 @@ pub fn of_job(row: &Row<'_>, direction: &'static str, results: &Results) -> Vec<
             .collect()
     });
     let histogram = Lines {
-        title: "Histogram of completion latency".to_owned(),
-        x: Axis::log("completion latency", Unit::Time),
+        title: "Histogram of latency".to_owned(),
+        x: Axis::log("latency", Unit::Time),
         y: Axis::linear("of the I/Os", Unit::Percent),
         lines: lines(&histogram),
         steps: true,
@@ -228,7 +228,7 @@ pub fn of_job(row: &Row<'_>, direction: &'static str, results: &Results) -> Vec<
         ),
         seconds(
             "Mean latency, over time",
-            Axis::linear("completion latency", Unit::Time),
+            Axis::linear("latency", Unit::Time),
             latency,
         ),
         histogram.html(),

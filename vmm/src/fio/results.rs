@@ -176,9 +176,9 @@ pub struct Direction {
     pub submission: Latency,
     /// Both together.
     pub total: Latency,
-    /// [`PERCENTILES`] of the completion latency in ns.
+    /// [`PERCENTILES`] of the total latency in ns.
     pub percentiles: Vec<(f64, u64)>,
-    /// The completion latency: I/Os in bins, which are named by their middle in ns, ascending.
+    /// The total latency: I/Os in bins, which are named by their middle in ns, ascending.
     pub bins: Vec<(u64, u64)>,
     /// Second by second.
     pub series: Vec<Second>,
@@ -206,7 +206,7 @@ pub struct Second {
     pub iops: f64,
     /// Bytes a second.
     pub bandwidth: f64,
-    /// Mean completion latency in ns.
+    /// Mean total latency in ns.
     pub latency: f64,
 }
 

@@ -139,7 +139,7 @@ fn figures(cell: &Cell<'_>, direction: &'static str) -> Vec<String> {
     cells.push(text(iops, &short));
     let bandwidth = cell.value(of_direction(direction, |it| Some(it.bandwidth / 1e6)));
     cells.push(text(bandwidth, &megabytes));
-    let mean = cell.value(of_direction(direction, |it| Some(it.completion.mean)));
+    let mean = cell.value(of_direction(direction, |it| Some(it.total.mean)));
     cells.push(text(mean, &time));
     for percent in PERCENTILES {
         // Latencies are far below 2^52 ns.
