@@ -250,3 +250,108 @@ fn lines(log: &str, code: u32) -> impl Iterator<Item = (u64, f64)> {
         (direction == code).then_some(((ms + 500) / 1000, value))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Written by fio 3.33: 30 reads and 12 writes a second, by two processes.
+    const MIXED: &str = include_str!("fixtures/mixed.json");
+    /// Two jobs of such processes that report each for itself, with completion latencies.
+    const UNGROUPED: &str = include_str!("fixtures/ungrouped.json");
+
+    #[test]
+    #[allow(clippy::float_cmp)] // As they are written.
+    fn figures_are_fios_own() {
+        let figures = figures(MIXED).unwrap();
+        let read = figures.read.as_ref().unwrap();
+        assert_eq!((read.iops, read.ios), (59.980_007, 180));
+        assert_eq!(
+            (read.total.mean, read.total.deviation),
+            (19_998.994_444, 13_948.422_731)
+        );
+        let own = [
+            (50.0, 15_424),
+            (90.0, 31_360),
+            (99.0, 100_864),
+            (99.9, 104_960),
+        ];
+        assert_eq!(read.percentiles, own);
+        let write = figures.write.as_ref().unwrap();
+        let own = [
+            (50.0, 19_328),
+            (90.0, 40_704),
+            (99.0, 84_480),
+            (99.9, 84_480),
+        ];
+        assert_eq!(write.percentiles, own);
+        assert_eq!(write.bins.iter().map(|(_, count)| count).sum::<u64>(), 72);
+        assert_eq!(figures.trim, None);
+        // fio tells the mean of the two processes.
+        assert_eq!(figures.usr_cpu, 0.183_333 * 2.0);
+    }
+
+    #[test]
+    fn jobs_of_a_phase_become_one() {
+        let figures = figures(UNGROUPED).unwrap();
+        let read = figures.read.unwrap();
+        assert_eq!(read.ios, 180);
+        assert!((read.iops - 59.980_006).abs() < 1e-4, "{}", read.iops);
+        assert_eq!(read.bins.iter().map(|(_, count)| count).sum::<u64>(), 180);
+        // Between the two jobs' own.
+        let tail = read.percentile(99.0).unwrap();
+        assert!((132_096..=391_168).contains(&tail), "{tail}");
+        assert!(read.completion.deviation > 0.0 && read.completion.max >= read.completion.mean);
+    }
+
+    #[test]
+    fn seconds_are_summed_over_processes() {
+        let logs = Logs {
+            iops: include_str!("fixtures/log_iops.log").into(),
+            bandwidth: include_str!("fixtures/log_bw.log").into(),
+            latency: include_str!("fixtures/log_lat.log").into(),
+        };
+        let mut figures = figures(MIXED).unwrap();
+        logs.add_to(&mut figures);
+        let of = |direction: &Option<Direction>| -> Vec<(f64, f64, f64)> {
+            let series = &direction.as_ref().unwrap().series;
+            series
+                .iter()
+                .map(|it| (it.at, it.iops, it.latency))
+                .collect()
+        };
+        let mean = f64::midpoint;
+        assert_eq!(
+            of(&figures.read),
+            [
+                (1.0, 61.0, mean(28_999.0, 14_181.0)),
+                (2.0, 59.0, mean(27_810.0, 12_561.0))
+            ]
+        );
+        assert_eq!(of(&figures.write)[1], (2.0, 23.0, mean(29_427.0, 12_569.0)));
+        let bandwidth = figures.read.unwrap().series[0].bandwidth;
+        assert!((bandwidth / 4096.0 - 61.0).abs() < 1.0, "{bandwidth}");
+    }
+
+    #[test]
+    fn what_failed_is_told() {
+        let refused = figures(include_str!("fixtures/refused.json")).unwrap_err();
+        assert!(matches!(refused, OutputError::NoJobs(_)), "{refused}");
+        // fio complains in front of its JSON.
+        let short = figures(include_str!("fixtures/short.json")).unwrap_err();
+        assert!(
+            matches!(short, OutputError::Job { .. } | OutputError::Idle),
+            "{short}"
+        );
+        let cut = figures(&MIXED[..MIXED.len() / 2]).unwrap_err();
+        assert!(matches!(cut, OutputError::NoJobs(_)), "{cut}");
+        let error = r#"{"jobs":[{"jobname":"a","error":5,"read":{"total_ios":3}}]}"#;
+        let error = figures(error).unwrap_err().to_string();
+        assert!(
+            error.starts_with("fio: job a: Input/output error"),
+            "{error}"
+        );
+        assert_eq!(figures(r#"{"jobs":[{"error":0}]}"#), Err(OutputError::Idle));
+        assert!(figures("").is_err() && figures("{}").is_err());
+    }
+}

@@ -4,7 +4,9 @@ use std::fs::OpenOptions;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 /// Sends a signal to the process group that the process `leader` was started in. That nobody is left
 /// in it is no error.
@@ -17,6 +19,18 @@ pub fn end_group(leader: u32, signal: libc::c_int) {
         // SAFETY: takes no pointers.
         unsafe { libc::killpg(group, signal) };
     }
+}
+
+/// Has the kernel end the process, once it runs, when the thread that starts it has ended: nobody else
+/// is left to do so if berth is killed.
+pub fn end_with_this_thread(command: &mut Command) {
+    let ask = || {
+        // SAFETY: takes integers only, and is async-signal-safe. Should it fail, the process is as others.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) };
+        Ok(())
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(ask) };
 }
 
 /// Whether a file can be opened with O_DIRECT where it is.
