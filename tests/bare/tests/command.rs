@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)] // All of this file is a test.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -294,32 +294,36 @@ fn input_without_end_does_not_keep_berth() {
 
 #[test]
 fn control_commands_are_served_while_output_is_stuck() {
+    /// What a pipe holds (pipe(7)).
+    const PIPE: usize = 64 << 10;
     let folder = harness::scratch().unwrap();
     let socket = folder.path().join("control");
-    let options = ["--control-socket", socket.to_str().unwrap()];
-    let Some((_machine, mut command)) = berth("yes", &options) else {
+    let options = ["-v", "--control-socket", socket.to_str().unwrap()];
+    let Some((_machine, mut command)) = berth("bulk bytes=100M", &options) else {
         return;
     };
-    let mut child = Killed::start(&mut command);
-    let mut reader = child.0.stdout.take().unwrap();
-    reader.read_exact(&mut [0; 2]).unwrap();
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&[b'x'; PIPE]).unwrap();
+    let mut child = Killed::start(command.stdout(writer));
+    drop(command);
+    let mut lines = BufReader::new(child.0.stderr.take().unwrap()).lines();
+    let started = lines.find(|line| line.as_ref().unwrap().contains("the act is bulk"));
+    assert!(started.is_some());
     assert!(control(&socket, &["info", "status"]));
     assert!(control(&socket, &["quit"]));
-    // The output that was received is still to be read.
+    // What was received is still to be written.
     let mut out = Vec::new();
     reader.read_to_end(&mut out).unwrap();
-    assert!(out.len() >= 64 << 10, "{}", out.len());
-    assert_eq!(child.status(), 255);
-    let mut err = String::new();
-    child
-        .0
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut err)
-        .unwrap();
     assert!(
-        err.starts_with("berth: left on request before the command"),
-        "{err}"
+        out.len() >= PIPE && out.len() <= PIPE + (256 << 10),
+        "{}",
+        out.len()
     );
+    assert!(out[PIPE..] == pattern(out.len() - PIPE));
+    assert_eq!(child.status(), 255);
+    let last = lines
+        .map(Result::unwrap)
+        .find(|line| line.starts_with("berth: "));
+    let words = "berth: left on request before the command reported its status";
+    assert_eq!(last.as_deref(), Some(words));
 }

@@ -324,11 +324,15 @@ impl Sender {
         let terminal = terminal::is_terminal();
         let mut open = true;
         while self.outcome.reason().is_none() {
-            if self.sent == self.sending.len() {
-                self.sending = self.outbox.take_control();
-                self.sent = 0;
-            }
             self.feed();
+            // Also what was told of while the rest of something else was on its way.
+            while self.sent == self.sending.len() {
+                (self.sending, self.sent) = (self.outbox.take_control(), 0);
+                if self.sending.is_empty() {
+                    break;
+                }
+                self.feed();
+            }
             let idle = self.sent == self.sending.len();
             let room = self.outbox.input_room();
             open &= room.is_some();
