@@ -4,6 +4,9 @@
 // Helpers are test code too.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code)] // Each test uses its own part.
+mod common;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -321,6 +324,46 @@ fn without_fio_its_package_is_named() {
             .contains("install it (Debian, Fedora, Arch: package fio)"),
         "{}",
         done.stderr
+    );
+}
+
+#[test]
+fn a_guest_that_dies_is_told_with_berths_status_and_the_host_runs() {
+    let busybox = Command::new("busybox").output().is_ok();
+    if !fio() || !common::kvm() || !busybox {
+        println!("skipped: needs fio, busybox and /dev/kvm");
+        return;
+    }
+    let place = Place::new();
+    let guest = common::Guest::new(&common::TRIPLE_FAULT);
+    let kernel = guest.directory.path().join("guest.elf");
+    let line = format!(
+        "load.fio --out out --host --set runtime=1 -m 256M --disk disk.img --kernel {}",
+        kernel.display()
+    );
+    let done = place.run(&line);
+    assert_eq!(done.exit.status, Some(1));
+    let results = place.results("out");
+    let expected = [
+        ("one", false),
+        ("four", false),
+        ("one", true),
+        ("four", true),
+    ];
+    assert_eq!(jobs(&results), expected);
+    let failure = &results["runs"][0]["outcome"]["failed"];
+    assert_eq!(failure["berth"], 255, "{failure}");
+    let said = "the guest did not get to fio; berth ended with status 255";
+    assert_eq!(failure["what"], said);
+    assert!(
+        failure["said"].as_str().unwrap().contains("guest crashed"),
+        "{failure}"
+    );
+    // What was asked for is in the results.
+    let machine = results["settings"][0]["description"].as_str().unwrap();
+    assert!(
+        machine.contains("memory = \"256M\"") && machine.contains("disk.img"),
+        "{machine}"
     );
 }
 

@@ -12,8 +12,8 @@ const MAX_REPEAT: u32 = 100;
 const MAX_LIMIT: u64 = 7 * 24 * 3600;
 
 /// Run fio's job files in guests, and report: results.json, results.md and index.html, a page with
-/// pictures. A guest is booted for each machine, job file and round, with fio and its libraries from this
-/// host. Jobs that name no file work on the guest's first namespace: their writes reach its image.
+/// pictures. A guest is booted for each machine, job file and round, and takes fio from this host. Jobs
+/// that name no file work on the guest's first namespace: their writes reach its image.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,
@@ -21,10 +21,10 @@ const MAX_LIMIT: u64 = 7 * 24 * 3600;
     help_triggers("-h", "--help"),
     usage = "JOBFILE... --out DIR [OPTION...]",
     note = "\
---vary KEY=VALUE,VALUE repeats all with each value of: append, cpus, io-affinity (its values separated by
-colons), io-threads, memory, overcommit; of every controller max_ioqpairs, mdts, mqes, poll-us; of every
-disk cache, logical_block_size. Two of them make all combinations. What is written in DIR of a run stays
-there if a later one fails, or berth fio is ended.",
+--vary KEY=VALUE,VALUE repeats all with each value of: append, cpus, io-affinity (its values with
+colons between them), io-threads, memory, overcommit; of every controller max_ioqpairs, mdts, mqes,
+poll-us; of every disk cache, logical_block_size. Two of them make all combinations. What is written in
+DIR of a run stays there if a later one fails, or berth fio is ended.",
     example = "\
 berth fio depths.fio --out first --disk disk.img
 berth fio depths.fio --out second --machine tuned.toml --vary poll-us=0,50 --host --compare first",

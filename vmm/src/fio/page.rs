@@ -126,15 +126,19 @@ fn comparisons(results: &Results, old: Option<&Results>) -> Vec<Comparison> {
 fn summary_line(results: &Results) -> String {
     let host = &results.host;
     format!(
-        "{}; berth {}, {}; host: {} CPUs ({}), {} GiB, Linux {}",
+        "{}; berth {}, {}; host: {} ({}), {} GiB, Linux {}",
         date(results.started),
         results.berth,
         results.fio,
-        host.cpus,
+        cpus(host.cpus),
         host.cpu,
         (host.memory + (1 << 29)) >> 30,
         host.kernel
     )
+}
+
+fn cpus(count: usize) -> String {
+    format!("{count} CPU{}", if count == 1 { "" } else { "s" })
 }
 
 fn setting_html(setting: &Setting) -> String {
@@ -142,9 +146,9 @@ fn setting_html(setting: &Setting) -> String {
     if let Some(system) = &setting.system {
         let _ = write!(
             text,
-            ": Linux {}, {} CPUs, {} of {} MiB",
+            ": Linux {}, {}, {} of {} MiB",
             Escaped(&system.kernel),
-            system.cpus,
+            cpus(usize::try_from(system.cpus).unwrap_or(usize::MAX)),
             Escaped(&system.device),
             system.bytes >> 20
         );
