@@ -411,6 +411,45 @@ fn ctrl_c_leaves_what_is_there_and_no_process() {
 }
 
 #[test]
+fn ctrl_c_ends_the_guest_too() {
+    let busybox = Command::new("busybox").output().is_ok();
+    if !fio() || !common::kvm() || !busybox {
+        println!("skipped: needs fio, busybox and /dev/kvm");
+        return;
+    }
+    let place = Place::new();
+    let guest = common::Guest::new(&common::HALT);
+    let kernel = guest.directory.path().join("guest.elf");
+    let line = format!("load.fio --out out -m 256M --kernel {}", kernel.display());
+    // Where its guest's description and control socket are.
+    let tmp = place.path("tmp");
+    fs::create_dir(&tmp).unwrap();
+    let running = place.command(&line).env("TMPDIR", &tmp).spawn().unwrap();
+    let control = || {
+        let folders = fs::read_dir(&tmp).unwrap().flatten();
+        folders
+            .map(|it| it.path().join("run/control"))
+            .any(|socket| socket.exists())
+    };
+    let start = Instant::now();
+    while !control() {
+        assert!(
+            start.elapsed() < LIMIT && running.try_exit().is_none(),
+            "no guest runs"
+        );
+    }
+    assert!(processes(&tmp) > 0);
+    running.signal(libc::SIGINT);
+    let done = running.finish(LIMIT).unwrap();
+    assert_eq!(done.exit.status, Some(130), "{}", done.stderr);
+    assert_eq!(
+        (processes(&tmp), fs::read_dir(&tmp).unwrap().count()),
+        (0, 0)
+    );
+    assert_eq!(jobs(&place.results("out")), []);
+}
+
+#[test]
 fn the_jobs_that_come_with_berth_are_jobs() {
     if !fio() {
         return;

@@ -15,7 +15,7 @@ use super::sys;
 /// Longest line that is taken from a child in bytes.
 const MAX_LINE: u64 = 16 << 10;
 /// Longest file that is taken in bytes.
-const MAX_FILE: u64 = 256 << 20;
+const MAX_FILE: u64 = 32 << 20;
 /// How long a child may take to end when asked.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -147,9 +147,13 @@ fn messages(mut output: impl BufRead, tell: &impl Fn(Message) -> bool) {
         let message = match parse(&line) {
             Some(Parsed::Message(message)) => message,
             Some(Parsed::File { name, bytes }) => {
+                if bytes > MAX_FILE {
+                    let why = format!("the file {name} is longer than {} MiB", MAX_FILE >> 20);
+                    tell(Message::Stopped(why));
+                    return;
+                }
                 let mut content = Vec::new();
-                if bytes > MAX_FILE || (&mut output).take(bytes).read_to_end(&mut content).is_err()
-                {
+                if (&mut output).take(bytes).read_to_end(&mut content).is_err() {
                     return;
                 }
                 let content = String::from_utf8_lossy(&content).into_owned();
@@ -268,6 +272,14 @@ mod tests {
                 file("half", "abc"),
             ]
         );
+    }
+
+    #[test]
+    fn endless_files_and_lines_are_not_taken() {
+        let why = "the file log is longer than 32 MiB".to_owned();
+        assert_eq!(all("file log 99999999999\nabc"), [Message::Stopped(why)]);
+        let long = "x".repeat(40 << 10);
+        assert_eq!(all(&long).len(), 3);
     }
 
     #[test]

@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use super::results::{Direction, Figures, Latency, PERCENTILES, Second};
 
+/// No figure of fio's is larger: ns, bytes a second. What a hostile guest tells stays finite with it.
+const MOST: f64 = 1e18;
+
 /// What is wrong with fio's output.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutputError {
@@ -71,7 +74,8 @@ pub fn figures(output: &str) -> Result<Figures, OutputError> {
         let processes = processes(&value, job);
         figures.usr_cpu += number(&job["usr_cpu"]) * processes;
         figures.sys_cpu += number(&job["sys_cpu"]) * processes;
-        figures.context_switches += job["ctx"].as_u64().unwrap_or(0);
+        let switches = job["ctx"].as_u64().unwrap_or(0);
+        figures.context_switches = figures.context_switches.saturating_add(switches);
     }
     Ok(figures)
 }
@@ -89,7 +93,7 @@ fn processes(output: &Value, job: &Value) -> f64 {
 }
 
 fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or(0.0)
+    value.as_f64().unwrap_or(0.0).clamp(0.0, MOST)
 }
 
 /// One direction of all jobs, if there were I/Os in it.
@@ -108,7 +112,10 @@ fn direction(jobs: &[Value], name: &str) -> Option<Direction> {
     Some(Direction {
         iops: sum("iops"),
         bandwidth: sum("bw_bytes"),
-        ios: all.iter().filter_map(|it| it["total_ios"].as_u64()).sum(),
+        ios: all
+            .iter()
+            .filter_map(|it| it["total_ios"].as_u64())
+            .fold(0, u64::saturating_add),
         completion: latency(&all, "clat_ns"),
         submission: latency(&all, "slat_ns"),
         total: latency(&all, "lat_ns"),
@@ -162,15 +169,21 @@ fn bins(all: &[&Value], key: &str) -> Vec<(u64, u64)> {
     sum.into_iter().collect()
 }
 
+/// All I/Os in bins. A hostile guest's numbers may be any.
+pub fn total(bins: &[(u64, u64)]) -> u64 {
+    let counts = bins.iter().map(|(_, count)| *count);
+    counts.fold(0, u64::saturating_add)
+}
+
 /// As fio counts them: the first bin by which so many percent of the I/Os have ended.
 fn percentiles(bins: &[(u64, u64)]) -> Vec<(f64, u64)> {
-    let total: u64 = bins.iter().map(|(_, count)| count).sum();
+    let total = total(bins);
     let of = |percent: f64| {
         // Far fewer I/Os than 2^52.
         let wanted = (percent / 100.0 * total as f64).ceil();
-        let mut seen = 0;
+        let mut seen: u64 = 0;
         let found = bins.iter().find(|(_, count)| {
-            seen += count;
+            seen = seen.saturating_add(*count);
             seen as f64 >= wanted
         });
         found.map(|(bin, _)| (percent, *bin))
@@ -247,7 +260,9 @@ fn lines(log: &str, code: u32) -> impl Iterator<Item = (u64, f64)> {
         let ms: u64 = fields.next()?.parse().ok()?;
         let value: f64 = fields.next()?.parse().ok()?;
         let direction: u32 = fields.next()?.parse().ok()?;
-        (direction == code).then_some(((ms + 500) / 1000, value))
+        let value = if value.is_finite() { value } else { 0.0 };
+        let value = value.clamp(0.0, MOST);
+        (direction == code).then_some((ms.saturating_add(500) / 1000, value))
     })
 }
 
@@ -331,6 +346,26 @@ mod tests {
         assert_eq!(of(&figures.write)[1], (2.0, 23.0, mean(29_427.0, 12_569.0)));
         let bandwidth = figures.read.unwrap().series[0].bandwidth;
         assert!((bandwidth / 4096.0 - 61.0).abs() < 1.0, "{bandwidth}");
+    }
+
+    #[test]
+    fn a_hostile_guests_numbers_are_only_numbers() {
+        let max = u64::MAX;
+        let job = format!(
+            r#"{{"jobname":"a","usr_cpu":1e308,"ctx":{max},"read":{{"total_ios":{max},"iops":1e308,
+            "lat_ns":{{"N":{max},"mean":1e308,"stddev":1e308,"bins":{{"{max}":{max},"7":{max},"x":1}}}}}}}}"#
+        );
+        let mut figures = figures(&format!(r#"{{"jobs":[{job},{job}]}}"#)).unwrap();
+        let logs = Logs {
+            iops: format!("{max}, 1e308, 0\n{max}, nan, 0\n-1, 2, 0\nx\n,,\n1, 2, {max}\n"),
+            ..Logs::default()
+        };
+        logs.add_to(&mut figures);
+        let text = serde_json::to_string(&figures).unwrap();
+        assert_eq!(serde_json::from_str::<Figures>(&text).unwrap(), figures);
+        let read = figures.read.unwrap();
+        assert_eq!((read.ios, read.bins.len(), read.series.len()), (max, 2, 1));
+        assert_eq!(read.percentile(50.0), Some(7));
     }
 
     #[test]

@@ -240,7 +240,7 @@ pub fn of_job(row: &Row<'_>, direction: &'static str, results: &Results) -> Vec<
 
 /// The share of I/Os in each bin, as steps that begin and end at 0.
 fn histogram(direction: &Direction) -> Vec<Point> {
-    let total: u64 = direction.bins.iter().map(|(_, count)| count).sum();
+    let total = super::output::total(&direction.bins);
     // Latencies and counts are far below 2^52.
     let edge = |bin: f64| (bin / BINS_PER_OCTAVE).exp2();
     let mut bins: Vec<(f64, f64)> = Vec::new();

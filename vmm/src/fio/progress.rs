@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use super::sys;
+use crate::guest_command::tail::printable;
 use crate::stderr;
 
 /// How often a line is printed where lines stay.
@@ -41,7 +42,7 @@ impl Status {
             if let Some(percent) = group.strip_suffix('%') {
                 status.percent = percent.parse().ok();
             } else if group.contains('=') || group.starts_with("eta ") {
-                status.words.push(group.to_owned());
+                status.words.push(printable(group));
             }
         }
         Some(status)

@@ -14,6 +14,7 @@ use super::job::{JobFile, Phase};
 use super::output::{Logs, OutputError, figures};
 use super::progress::{Progress, Status};
 use super::results::{Failure, Figures, Outcome, System};
+use crate::guest_command::tail::printable;
 use crate::signals::Signals;
 use crate::terminal;
 
@@ -230,9 +231,9 @@ impl Session {
                 }
                 (Message::Said(line), _) => match Status::parse(&line) {
                     Some(status) => self.progress.status(&status),
-                    None => talk.keep(line),
+                    None => talk.keep(&line),
                 },
-                (Message::Stopped(why), _) => talk.keep(why),
+                (Message::Stopped(why), _) => talk.keep(&why),
                 (Message::Closed, started) => {
                     let started = started.is_some();
                     // What was said last may still be on its way.
@@ -276,7 +277,7 @@ fn child_status(child: &mut Running, session: &Session, talk: &mut Talk<'_>) -> 
         if let Message::Said(line) = message
             && Status::parse(&line).is_none()
         {
-            talk.keep(line);
+            talk.keep(&line);
         }
     }
     status
@@ -316,7 +317,9 @@ struct Talk<'t> {
 }
 
 impl Talk<'_> {
-    fn keep(&mut self, line: String) {
+    fn keep(&mut self, line: &str) {
+        // It will be on a terminal, and may be a hostile guest's.
+        let line = printable(line);
         if self.tail.len() == TAIL {
             self.tail.pop_front();
         }
@@ -381,8 +384,10 @@ impl Talk<'_> {
         };
         // With --output, fio says some of its errors there, in front of its JSON.
         let mut said = self.said();
-        let preface = raw.split("\n{").next().unwrap_or_default().trim();
-        if !preface.starts_with('{') && !said.contains(preface) {
+        let preface = raw.split("\n{").next().unwrap_or_default();
+        let lines = preface.lines().take(TAIL).map(printable);
+        let preface = lines.collect::<Vec<_>>().join("\n");
+        if !preface.starts_with('{') && !said.contains(&preface) {
             said = format!("{preface}\n{said}");
         }
         Failure {
@@ -527,7 +532,7 @@ mod tests {
     fn a_phase_that_fails_does_not_keep_others_from_running() {
         let (all, starts) = run(
             "for n in 0 1 2; do phase $n; \
-             if [ $n = 1 ]; then echo 'fio: engine foo not loadable' >&2; sleep 0.2; echo ended 1 1; read -r _; \
+             if [ $n = 1 ]; then printf 'fio: \\033[2Jengine foo\\n' >&2; sleep 0.2; echo ended 1 1; read -r _; \
              else result $n 0; fi; done",
             LONG,
         );
@@ -537,7 +542,7 @@ mod tests {
         assert_eq!(failure.what, "fio ended with status 1");
         assert_eq!(
             (failure.fio, failure.said.as_str()),
-            (Some(1), "fio: engine foo not loadable")
+            (Some(1), "fio: [2Jengine foo")
         );
     }
 
