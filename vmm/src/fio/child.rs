@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::sys;
 
 /// Longest line that is taken from a child in bytes.
-const MAX_LINE: u64 = 16 << 10;
+const MAX_LINE: usize = 16 << 10;
 /// Longest file that is taken in bytes.
 const MAX_FILE: u64 = 32 << 20;
 /// How long a child may take to end when asked.
@@ -169,25 +169,42 @@ fn messages(mut output: impl BufRead, tell: &impl Fn(Message) -> bool) {
 
 /// Passes on each line. fio ends those that it overwrites with a carriage return.
 fn said(mut output: impl BufRead, tell: &impl Fn(Message) -> bool) {
-    while let Some(line) = line(&mut output) {
-        for part in line.split('\r').map(str::trim_end) {
-            if !part.is_empty() && !tell(Message::Said(part.to_owned())) {
-                return;
-            }
+    while let Some(line) = until(&mut output, b"\r\n") {
+        let line = line.trim_end();
+        if !line.is_empty() && !tell(Message::Said(line.to_owned())) {
+            return;
         }
     }
 }
 
 /// The next line without its end, or a part of a long one.
 fn line(output: &mut impl BufRead) -> Option<String> {
-    let mut line = Vec::new();
-    // An error is an end, too.
-    let count = output
-        .take(MAX_LINE)
-        .read_until(b'\n', &mut line)
-        .unwrap_or(0);
-    let text = String::from_utf8_lossy(&line);
-    (count > 0).then(|| text.trim_end_matches(['\n', '\r']).to_owned())
+    let line = until(output, b"\n")?;
+    Some(line.trim_end_matches('\r').to_owned())
+}
+
+/// What is before the next of the bytes `ends`, or a part of it if that is long.
+fn until(output: &mut impl BufRead, ends: &[u8]) -> Option<String> {
+    let mut text = Vec::new();
+    loop {
+        let ready = match output.fill_buf() {
+            Ok(ready) => ready,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // An error is an end, too.
+            Err(_) => &[],
+        };
+        if ready.is_empty() && text.is_empty() {
+            return None;
+        }
+        let room = ready.len().min(MAX_LINE - text.len());
+        let end = ready[..room].iter().position(|byte| ends.contains(byte));
+        text.extend_from_slice(&ready[..end.unwrap_or(room)]);
+        let over = ready.is_empty() || end.is_some() || text.len() == MAX_LINE;
+        output.consume(end.map_or(room, |end| end + 1));
+        if over {
+            return Some(String::from_utf8_lossy(&text).into_owned());
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

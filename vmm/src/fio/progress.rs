@@ -98,9 +98,11 @@ impl Progress {
 
     /// What fio tells.
     pub fn status(&mut self, status: &Status) {
-        let due = self.shown.is_none_or(|shown| shown.elapsed() >= EVERY);
         // At first fio knows nothing.
-        let due = due && *status != Status::default();
+        if *status == Status::default() {
+            return;
+        }
+        let due = self.shown.is_none_or(|shown| shown.elapsed() >= EVERY);
         if self.terminal || due {
             self.show(&status.text());
         }
