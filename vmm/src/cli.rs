@@ -206,9 +206,10 @@ const COMMANDS: [&str; 5] = ["run", "ctl", "fio", "completion", "man"];
     usage = "--kernel FILE [OPTION...] [-- COMMAND [ARG...]]",
     note = "\
 With a COMMAND, berth runs that in the guest: its output, its input and its exit status are those of
-berth, and the guest's console is hidden (-v shows it on stderr; its end is shown if the guest dies). The
-guest is busybox and what the COMMAND's program needs, or has the root that --rootfs names. A terminal
-stays as it is: Ctrl-c ends berth, Ctrl-d the input. Without --kernel the host's own kernel is used.
+berth, and the guest's console is hidden (-v shows it on stderr; its end is shown if the guest dies).
+The guest is busybox and what the COMMAND's program needs, or has the root that --rootfs names. A
+terminal stays as it is: Ctrl-c ends berth, Ctrl-d the input. Without --kernel the host's own kernel
+is used.
 
 Every device argument is DRIVER,key=value,flag (a flag is key=on, \",,\" is a comma in a value). Sizes
 take K, M, G and T. The drivers and their properties:

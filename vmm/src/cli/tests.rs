@@ -421,7 +421,7 @@ fn wrong_descriptions_are_refused_with_their_name() {
             "disks = 1",
             "",
             "--machine DIR/machine.toml: unknown key \"disks\" (did you mean \"disk\"?); known: kernel, \
-             initrd, append, memory, cpus, io-threads, io-affinity, overcommit, com2, control-pipe, control-socket, disk, drive, \
+             initrd, append, memory, cpus, io-threads, io-affinity, overcommit, com2, rootfs, control-pipe, control-socket, with, module, command, disk, drive, \
              object, device",
         ),
     ] {
@@ -552,7 +552,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 &format!("{K} --initrd DIR/a.img -- true"),
-                "--initrd DIR/a.img: a COMMAND has an initramfs of berth's own; use --rootfs DIR, --with FILE",
+                "--initrd DIR/a.img: a COMMAND has an initramfs of berth's own; use --rootfs or --with",
             ),
             (
                 &format!("{K} --com2 DIR/x -- true"),
@@ -580,7 +580,8 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 &format!("{K} --rootfs DIR/a.img,bogus=1 -- true"),
-                "--rootfs DIR/a.img,bogus=1: BOGUS",
+                "--rootfs DIR/a.img,bogus=1: unknown property \"bogus\" of a disk; allowed: bus, cache, ctrl, \
+                 detached, drive, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
             ),
             (
                 &format!("{K} -m 63M"),

@@ -456,7 +456,7 @@ mod tests {
             status: 127,
             why: "x[31m: not found".into(),
         };
-        assert_eq!(ends(&[failed.clone()]), Some(expected.clone()));
+        assert_eq!(ends(std::slice::from_ref(&failed)), Some(expected.clone()));
         assert_eq!(ends(&[ready(), failed]), Some(expected));
     }
 
