@@ -27,7 +27,8 @@ const WIDTH: f64 = 440.0;
 const HEIGHT: f64 = 270.0;
 /// Where the plot is in it.
 const LEFT: f64 = 62.0;
-const RIGHT: f64 = WIDTH - 12.0;
+// Half of a tick's label is behind it.
+const RIGHT: f64 = WIDTH - 20.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = HEIGHT - 42.0;
 

@@ -9,7 +9,7 @@ use super::{Escaped, WIDTH, colour, figure, title_element};
 const ROW: f64 = 22.0;
 /// Where the plot begins; names are to the left.
 const BEGIN: f64 = 190.0;
-const END: f64 = WIDTH - 14.0;
+const END: f64 = WIDTH - 22.0;
 /// Letters of a name that fit.
 const LETTERS: usize = 30;
 

@@ -150,3 +150,27 @@ fn bottom_ticks(range: &Range) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::WIDTH;
+    use super::super::scale::Unit;
+    use super::*;
+
+    #[test]
+    fn the_last_label_is_inside() {
+        for axis in [
+            Axis::log("latency", Unit::Time),
+            Axis::linear("seconds", Unit::Count),
+            Axis::linear("latency", Unit::Time),
+        ] {
+            for power in 0..12 {
+                let range = axis.range([1.0, 7.3 * 10f64.powi(power)].into_iter());
+                let last = range.ticks().last().unwrap();
+                let half = range.label(last).chars().count() as f64 * 3.6;
+                let x = range.place(last, LEFT, RIGHT);
+                assert!(x + half <= WIDTH, "{axis:?}: {}", range.label(last));
+            }
+        }
+    }
+}
