@@ -3,6 +3,7 @@
 mod command;
 mod complete;
 mod files;
+mod fio;
 mod machine_file;
 mod normalize;
 mod pages;
@@ -25,6 +26,7 @@ use self::normalize::{Normalized, normalize};
 use crate::affinity;
 use crate::control::client::{Action, CtlConfig, Output};
 use crate::control::{ControlError, pipe};
+use crate::fio::FioConfig;
 use crate::grammar::{SpecError, did_you_mean, format_size, parse_number, parse_size};
 use crate::guest_command::{self, GuestCommand};
 use crate::spec::{DeviceSpec, DiskSpec, DriveSpec, Drives, Form, NamespaceSpec, Parsed as Spec};
@@ -91,6 +93,8 @@ pub enum Invocation {
     Ctl(CtlConfig),
     /// Read a trace.
     Trace(TraceConfig),
+    /// Run fio's jobs.
+    Fio(Box<FioConfig>),
     /// Print this on stdout and exit with status 0: help, version.
     Print(String),
     /// No command was given.
@@ -119,7 +123,8 @@ pub enum CliError {
 }
 
 impl CliError {
-    fn usage(argument: impl Into<String>, problem: impl Into<String>) -> Self {
+    /// The command line is wrong: the argument, and what would be right.
+    pub fn usage(argument: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Usage {
             argument: argument.into(),
             problem: problem.into(),
@@ -194,12 +199,13 @@ enum Subcommand {
     Run(RunArgs),
     Ctl(CtlArgs),
     Trace(TraceArgs),
+    Fio(fio::FioArgs),
     Completion(CompletionArgs),
     Man(ManArgs),
 }
 
 /// The names of the subcommands.
-const COMMANDS: [&str; 5] = ["run", "ctl", "trace", "completion", "man"];
+const COMMANDS: [&str; 6] = ["run", "ctl", "fio", "trace", "completion", "man"];
 
 /// Boot a guest and stay until it ends. Its console is on stdin and stdout; Ctrl-a x leaves.
 #[derive(FromArgs, ArgsInfo)]
@@ -211,8 +217,9 @@ const COMMANDS: [&str; 5] = ["run", "ctl", "trace", "completion", "man"];
     note = "\
 With a COMMAND, berth runs that in the guest: its output, its input and its exit status are those of
 berth, and the guest's console is hidden (-v shows it on stderr; its end is shown if the guest dies).
-The guest is busybox and what the COMMAND's program needs, or has the root that --rootfs names. A terminal
-stays as it is: Ctrl-c ends berth, Ctrl-d the input. Without --kernel the host's own kernel is used.
+The guest is busybox and what the COMMAND's program needs, or has the root that --rootfs names. A
+terminal stays as it is: Ctrl-c ends berth, Ctrl-d the input. Without --kernel the host's own kernel
+is used.
 
 Every device argument is DRIVER,key=value,flag (a flag is key=on, \",,\" is a comma in a value). Sizes
 take K, M, G and T. The drivers and their properties:
@@ -424,6 +431,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
         // For the scripts of `berth completion` only.
         "complete" => return Ok(Invocation::Print(complete::text(rest))),
         "ctl" => parsed("ctl", 1, rest)?,
+        "fio" => parsed("fio", usize::MAX, &fio::split_host(rest))?,
         name if COMMANDS.contains(&name) => parsed(name, usize::MAX, rest)?,
         option if option.starts_with('-') => parsed("", usize::MAX, &args)?,
         other => return Err(unknown_command(other)),
@@ -439,6 +447,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
         Some(Subcommand::Run(args)) => run_config(args, command),
         Some(Subcommand::Ctl(args)) => ctl_config(&args),
         Some(Subcommand::Trace(args)) => trace_config(args),
+        Some(Subcommand::Fio(args)) => fio::config(args, rest),
         Some(Subcommand::Completion(args)) => pages::completion(&args.words).map(Invocation::Print),
         Some(Subcommand::Man(args)) => match args.words.first() {
             Some(extra) => Err(CliError::usage(extra, "unexpected argument of berth man")),

@@ -9,6 +9,7 @@ mod control;
 mod cpuid;
 mod event_loop;
 mod exit;
+mod fio;
 mod grammar;
 mod guest;
 mod guest_command;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
             ExitCode::from(exit::USAGE)
         }
         Ok(cli::Invocation::Ctl(config)) => ctl(&config),
+        Ok(cli::Invocation::Fio(config)) => ExitCode::from(fio::run(&config)),
         Ok(cli::Invocation::Trace(config)) => trace(&config),
         Ok(cli::Invocation::Run(config)) => ExitCode::from(run::run(&config, watch)),
         Err(error) => {

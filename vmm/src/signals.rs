@@ -65,6 +65,18 @@ impl Signals {
         self.0.try_clone().map(Self)
     }
 
+    /// Waits for the next signal; `None` if waiting failed.
+    pub fn wait(&self) -> Option<libc::c_int> {
+        let mut polled = libc::pollfd {
+            fd: self.0.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the pointer is to one live structure.
+        unsafe { libc::poll(&raw mut polled, 1, -1) };
+        self.next()
+    }
+
     /// The next signal that came, if there is one.
     pub fn next(&self) -> Option<libc::c_int> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();

@@ -33,6 +33,12 @@ pub fn say(line: impl Display) {
     state.put(format!("{line}\n").as_bytes(), LAST_PATIENCE);
 }
 
+/// Prints text as it is, for a line that is still to change.
+pub fn put(text: &str) {
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    state.put(text.as_bytes(), LOG_PATIENCE);
+}
+
 /// Where the log goes. A write is one event; it never fails.
 pub struct Log;
 

@@ -304,3 +304,51 @@ fn wrong_kernels_and_command_lines_name_their_option() {
     assert_eq!(status, 1, "{err}");
     assert!(err.starts_with("berth: --kernel "), "{err}");
 }
+
+#[test]
+fn what_a_command_lacks_is_named_before_the_guest_starts() {
+    let guest = Guest::new(&HALT);
+    let root = guest.directory.path().to_str().unwrap();
+    let rooted = ["--rootfs", root];
+    for (options, command, status, words) in [
+        (
+            &[][..],
+            "no-such-command",
+            127,
+            "berth: no-such-command: not found: neither",
+        ),
+        (
+            &[],
+            "/etc/passwd",
+            126,
+            "berth: /etc/passwd: cannot be executed",
+        ),
+        (
+            &["--with", "/no/file"],
+            "true",
+            1,
+            "berth: --with /no/file: no such file",
+        ),
+        (
+            &["--with", "/no/file", rooted[0], rooted[1]],
+            "x",
+            1,
+            "berth: --with /no/file: ",
+        ),
+        (
+            &["--module", "m", rooted[0], rooted[1]],
+            "x",
+            1,
+            "does not tell its version (a bzImage does)",
+        ),
+    ] {
+        if options.len() < 3 && Command::new("busybox").arg("true").status().is_err() {
+            println!("skipped: no busybox");
+            continue;
+        }
+        let (code, out, err) = guest.run(&[options, &["--", command]].concat());
+        assert_eq!((code, out.as_str()), (status, ""), "{err}");
+        assert!(err.contains(words), "{err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+}

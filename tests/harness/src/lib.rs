@@ -1,7 +1,9 @@
 //! What berth's tests share: which kind of host this is ([`host`]), processes
 //! that are watched, limited in time and never left behind ([`process`]), and
-//! scratch files ([`files`]), and file trees for guests ([`tree`]).
+//! scratch files ([`files`]), file trees for guests ([`tree`]), and a browser that looks at pages
+//! ([`browser`]).
 
+pub mod browser;
 pub mod files;
 pub mod host;
 pub mod process;

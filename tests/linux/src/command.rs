@@ -82,7 +82,8 @@ pub fn statuses(kit: &Kit) -> Result<()> {
         done.stderr.contains("no-such-command: not found"),
         "{done:?}"
     );
-    let panic = "echo before; echo c >/proc/sysrq-trigger";
+    // Its first process needs its turn to pass the line on.
+    let panic = "echo before; sleep 1; echo c >/proc/sysrq-trigger";
     let done = runner.ends(&["--", "sh", "-c", panic], 255)?;
     ensure!(
         done.stdout == "before\n"

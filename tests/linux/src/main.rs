@@ -9,6 +9,7 @@ mod boot_time;
 mod command;
 mod control;
 mod counters;
+mod fio_report;
 mod guest;
 mod hotplug;
 mod interrupts;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use harness::{Process, Stream, TempDir, Tree};
 
+use crate::fio_report;
 use crate::iopoll;
 use crate::kit::{Kit, Version};
 use crate::report::{Report, Verdict, parse};
@@ -58,6 +59,11 @@ const SCRATCH_BYTES: u64 = 16 << 30;
 
 /// Size of the disk whose driver polls.
 const POLLED_BYTES: u64 = 64 << 20;
+/// Environment variable in the outer machine: a folder for what is to be looked at outside.
+pub const EXPORT: &str = "BERTH_TEST_EXPORT";
+
+/// Where that folder is, on the disk for scratch files.
+const EXPORTED: &str = "export";
 
 /// How many outer machines may break down in one run.
 const BREAKDOWNS: u32 = 3;
@@ -69,10 +75,10 @@ pub struct Outer {
     interactive: bool,
 }
 
-/// This host's nvme-cli.
-fn nvme() -> Option<PathBuf> {
+/// A program of this host.
+fn tool(name: &str) -> Option<PathBuf> {
     let folders = ["/usr/sbin", "/sbin", "/usr/bin"].map(Path::new);
-    let found = folders.map(|folder| folder.join("nvme"));
+    let found = folders.map(|folder| folder.join(name));
     found.into_iter().find(|path| path.is_file())
 }
 
@@ -145,8 +151,10 @@ impl Outer {
         tree.program("bin/program", program)?;
         tree.program("bin/berth", &harness::berth_binary()?)?;
         // For commands in guests, which berth takes from here with its libraries.
-        if let Some(nvme) = nvme() {
-            tree.program("usr/sbin/nvme", &nvme)?;
+        for (name, path) in [("nvme", "usr/sbin/nvme"), ("fio", "usr/bin/fio")] {
+            if let Some(tool) = tool(name) {
+                tree.program(path, &tool)?;
+            }
         }
         if folder.is_some() {
             tree.program("bin/bash", Path::new("/bin/bash"))?;
@@ -208,6 +216,26 @@ impl Outer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Copies what a scenario exported out of the scratch disk into `folder`, anew.
+    fn export(&self, name: &str, folder: &Path) -> Result<PathBuf> {
+        let copy = folder.join(name);
+        if copy.exists() {
+            std::fs::remove_dir_all(&copy)?;
+        }
+        std::fs::create_dir_all(folder)?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let done = Process::builder("debugfs")
+            .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+            .args([
+                "-R",
+                &format!("rdump /{EXPORTED}/{name} {}", folder.display()),
+            ])
+            .arg(self.dir.path().join("scratch.img"))
+            .run(Duration::from_secs(60))?;
+        ensure!(copy.is_dir(), "debugfs copied nothing: {}", done.stderr);
+        Ok(copy)
+    }
+
     fn results_option(&self) -> String {
         format!("file:{}", self.dir.path().join("results").display())
     }
@@ -253,6 +281,7 @@ fn environment() -> String {
         "export BERTH_BIN=/bin/berth BARE_GUEST=/bin/bare-guest BERTH_TEST_HOST=direct\n"
             .to_owned();
     text.push_str(&format!("export {}=1\n", crate::measure::EMULATED));
+    text.push_str(&format!("export {EXPORT}=/scratch/{EXPORTED}\n"));
     if std::env::var_os("BERTH_TEST_VERBOSE").is_some() {
         text.push_str("export BERTH_TEST_VERBOSE=1\n");
     }
@@ -347,6 +376,26 @@ fn polled_disk(image: &Path) -> [String; 4] {
     ]
 }
 
+/// The verdict on a scenario, once what it left is looked at where there is a browser.
+fn outside(kit: &Kit, outer: &Outer, name: &str, verdict: Verdict) -> Verdict {
+    if verdict != Verdict::Passed || name != fio_report::NAME {
+        return verdict;
+    }
+    let folder = kit.image().with_file_name(EXPORTED);
+    let checked = outer.export(name, &folder).and_then(|copy| {
+        println!("linux::{name}: {}", copy.join("index.html").display());
+        fio_report::check(&copy)
+    });
+    match checked {
+        Ok(()) => verdict,
+        Err(error) => {
+            println!("linux::{name}: {error:#}");
+            println!("TEST linux::{name} ... FAILED (as seen from outside)");
+            Verdict::Failed
+        }
+    }
+}
+
 /// Runs the scenarios in an outer machine. When it breaks down, the scenario
 /// that ran has failed, and the rest run in a new one.
 ///
@@ -365,7 +414,7 @@ pub fn run_scenarios(kit: &Kit, scenarios: &[&'static Scenario]) -> Result<bool>
         for (name, verdict) in text.lines().filter_map(parse) {
             if left.contains(&name) {
                 left.retain(|waiting| *waiting != name);
-                report.count(&verdict);
+                report.count(&outside(kit, &outer, name, verdict));
             }
         }
         if left.is_empty() {

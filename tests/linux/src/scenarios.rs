@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::boot_time;
 use crate::command;
 use crate::counters::{IoCounters, io_queues};
+use crate::fio_report;
 use crate::guest::Guest;
 use crate::hotplug;
 use crate::interrupts;
@@ -119,6 +120,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "iopoll",
         run: iopoll::on_a_polled_device,
+    },
+    Scenario {
+        name: fio_report::NAME,
+        run: fio_report::run,
     },
     Scenario {
         name: "interrupts_per_io",

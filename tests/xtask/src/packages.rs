@@ -8,7 +8,7 @@ use crate::Context;
 use crate::progress::Tool;
 
 /// Debian's names.
-const NEEDED: [&str; 10] = [
+const NEEDED: [&str; 11] = [
     "qemu-system-x86",
     "seabios",
     "busybox-static",
@@ -19,6 +19,7 @@ const NEEDED: [&str; 10] = [
     "zstd",
     "xz-utils",
     "valgrind",
+    "chromium",
 ];
 
 /// Sees to it that all needed packages are there.

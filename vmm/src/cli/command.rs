@@ -61,7 +61,7 @@ fn without(args: &RunArgs) -> Result<(), CliError> {
 /// Options whose place a command takes.
 fn refuse_conflicts(args: &RunArgs) -> Result<(), CliError> {
     if let Some(initrd) = &args.initrd {
-        let problem = "a COMMAND has an initramfs of berth's own; use --rootfs, --with";
+        let problem = "a COMMAND has an initramfs of berth's own; use --rootfs or --with";
         return Err(CliError::usage(format!("--initrd {initrd}"), problem));
     }
     if let Some(com2) = &args.com2 {

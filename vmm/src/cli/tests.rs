@@ -587,7 +587,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 "rum",
-                "rum: unknown command (did you mean \"run\"?); known: run, ctl, trace, \
+                "rum: unknown command (did you mean \"run\"?); known: run, ctl, fio, trace, \
                  completion, man; see \"berth --help\"",
             ),
             (
@@ -596,7 +596,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 "DIR/none",
-                "DIR/none: unknown command; known: run, ctl, trace, completion, man; see \"berth --help\"",
+                "DIR/none: unknown command; known: run, ctl, fio, trace, completion, man; see \"berth --help\"",
             ),
             (
                 "--kernel DIR/kernel",
@@ -624,7 +624,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 "help me",
-                "me: unknown command; known: run, ctl, trace, completion, man; see \"berth --help\"",
+                "me: unknown command; known: run, ctl, fio, trace, completion, man; see \"berth --help\"",
             ),
             (
                 "--verison",
@@ -670,7 +670,7 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 &format!("{K} --initrd DIR/a.img -- true"),
-                "--initrd DIR/a.img: a COMMAND has an initramfs of berth's own; use --rootfs, --with",
+                "--initrd DIR/a.img: a COMMAND has an initramfs of berth's own; use --rootfs or --with",
             ),
             (
                 &format!("{K} --com2 DIR/x -- true"),
@@ -698,7 +698,8 @@ fn wrong_command_lines_are_refused() {
             ),
             (
                 &format!("{K} --rootfs DIR/a.img,bogus=1 -- true"),
-                "--rootfs DIR/a.img,bogus=1: BOGUS",
+                "--rootfs DIR/a.img,bogus=1: unknown property \"bogus\" of a disk; allowed: bus, cache, ctrl, \
+                 detached, drive, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
             ),
             (
                 &format!("{K} -m 63M"),

@@ -37,9 +37,13 @@ impl Link {
         let mut settings = tcgetattr(&terminal)?;
         settings.make_raw();
         tcsetattr(&terminal, OptionalActions::Now, &settings)?;
+        let transmitter = Transmitter::open();
+        if let Err(error) = &transmitter {
+            eprintln!("berth: output goes byte by byte: {error}");
+        }
         Ok(Self {
             terminal,
-            transmitter: Transmitter::open().ok(),
+            transmitter: transmitter.ok(),
             decoder: Decoder::default(),
             frame: Vec::with_capacity(HEADER + PART),
         })

@@ -122,6 +122,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// What was to be brought along.
+    #[error("--with {0}")]
+    With(Box<Error>),
     /// A name that cannot be told to the guest.
     #[error("{}: the name is not UTF-8", .0.display())]
     Name(PathBuf),
@@ -277,7 +280,8 @@ pub fn prepare(config: &RunConfig, command: &GuestCommand) -> Result<Prepared, E
         }
     }
     for with in &command.with {
-        initramfs.with(with, root_kind.is_none())?;
+        let brought = initramfs.with(with, root_kind.is_none());
+        brought.map_err(|error| Error::With(error.into()))?;
     }
     let modules = load_list(&config.kernel, command, &modules, task.root.as_ref())?;
     initramfs.task(task, modules);

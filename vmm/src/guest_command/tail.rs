@@ -9,21 +9,25 @@ const LIMIT: usize = 8 << 10;
 /// Lines that are shown.
 const LINES: usize = 20;
 
+/// How the line of a kernel panic goes on behind its time.
+const PANIC: &str = "Kernel panic - not syncing";
+
 /// Keeps the last 8 KiB that are written to it, on behalf of all its clones.
 #[derive(Clone, Default)]
 pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
-    /// The last 20 lines, each without what would steer a terminal.
+    /// The last 20 lines, each without what would steer a terminal; before them that of a kernel panic, if
+    /// its trace fills them.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let kept: Vec<u8> = self.lock().iter().copied().collect();
         let text = String::from_utf8_lossy(&kept);
-        let lines = text.lines().rev().map(printable);
-        let lines = lines.filter(|line| !line.is_empty());
-        let mut last: Vec<String> = lines.take(LINES).collect();
-        last.reverse();
-        last
+        let lines = text.lines().map(printable);
+        let lines: Vec<String> = lines.filter(|line| !line.is_empty()).collect();
+        let (earlier, last) = lines.split_at(lines.len().saturating_sub(LINES));
+        let panic = earlier.iter().rfind(|line| line.contains(PANIC));
+        panic.into_iter().chain(last).cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
@@ -70,6 +74,14 @@ mod tests {
         assert_eq!(lines.len(), LINES);
         assert_eq!(lines[0], "line [1m1980");
         assert_eq!(lines[LINES - 1], "line [1m1999");
+        writeln!(tail, "[1.0] Kernel panic - not syncing: x").unwrap();
+        for number in 0..LINES {
+            assert_eq!(tail.lines().len(), LINES, "{number}");
+            writeln!(tail, "trace {number}").unwrap();
+        }
+        let lines = tail.lines();
+        assert_eq!(lines[0], "[1.0] Kernel panic - not syncing: x");
+        assert_eq!((lines.len(), lines[1].as_str()), (LINES + 1, "trace 0"));
         tail.write_all(&vec![b'x'; 3 * LIMIT]).unwrap();
         assert_eq!(tail.lines(), ["x".repeat(LIMIT)]);
     }

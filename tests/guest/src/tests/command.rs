@@ -134,11 +134,17 @@ fn bulk(bytes: u64) -> Outcome {
 /// Sends until nobody reads, and ends as a program does that the signal for this ends.
 fn until_closed() -> Outcome {
     let mut buffer = [0; 1024];
+    let mut lines = [b'y'; 1024];
+    lines
+        .iter_mut()
+        .skip(1)
+        .step_by(2)
+        .for_each(|it| *it = b'\n');
     let mut credit = 256 << 10;
     loop {
-        while credit >= 2 {
-            send(STDOUT, b"y\n");
-            credit -= 2;
+        while credit >= 1024 {
+            send(STDOUT, &lines);
+            credit -= 1024;
         }
         match receive(&mut buffer)? {
             (CREDIT, 5) => {

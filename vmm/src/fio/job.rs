@@ -1,0 +1,539 @@
+//! fio's job files: what is in them, and the part of one that runs at a time.
+//!
+//! A file is taken apart as fio does it (HOWTO, "Job file format"): `[global]` sections apply to the
+//! jobs below them, `include` is read in place, `${NAME}` is the environment's, and a job with `stonewall`
+//! waits for those before it. Jobs that run together are a [`Phase`]; each phase becomes a job file of
+//! its own, so that it can be measured alone.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::control::plain;
+
+/// Larger files are no job files.
+const MAX_BYTES: u64 = 1 << 20;
+/// How deep files may include each other.
+const MAX_INCLUDES: usize = 8;
+/// Engines that have one I/O out at a time, whatever `iodepth` says.
+const SYNCHRONOUS: [&str; 8] = [
+    "sync",
+    "psync",
+    "vsync",
+    "pvsync",
+    "pvsync2",
+    "mmap",
+    "falloc",
+    "ftruncate",
+];
+/// Options by which a job says where its files are.
+const PLACES: [&str; 5] = [
+    "filename",
+    "directory",
+    "filename_format",
+    "opendir",
+    "nrfiles",
+];
+/// fio's second names of options that are looked at here.
+const ALIASES: [(&str, &str); 4] = [
+    ("readwrite", "rw"),
+    ("blocksize", "bs"),
+    ("timeout", "runtime"),
+    ("wait_for_previous", "stonewall"),
+];
+
+/// Options by name; a flag has an empty value.
+pub type Options = BTreeMap<String, String>;
+
+/// Why a job file cannot be used. Starts with its path.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}", path.display())]
+pub struct JobError {
+    path: PathBuf,
+    problem: String,
+}
+
+/// A job file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its name without folder and `.fio`.
+    pub name: String,
+    /// What runs together, in order; at least one.
+    pub phases: Vec<Phase>,
+}
+
+/// Jobs that run at the same time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Phase {
+    /// The names of the jobs, joined with `+`.
+    pub name: String,
+    /// Options of the first job, `[global]` ones included.
+    pub options: Options,
+    /// I/Os that may be out at a time, of all jobs together.
+    pub depth: u32,
+    /// What each of the jobs does.
+    jobs: Vec<Options>,
+    sections: Vec<Section>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Section {
+    name: String,
+    options: Vec<(String, String)>,
+}
+
+impl Section {
+    /// As fio takes it: whatever begins so is a global section.
+    fn is_global(&self) -> bool {
+        self.name.starts_with("global")
+    }
+
+    fn is_set(&self, option: &str) -> bool {
+        let all = self.options.iter();
+        let last = all.rev().find(|(key, _)| key == option);
+        last.is_some_and(|(_, value)| value != "0")
+    }
+}
+
+impl JobFile {
+    /// Reads the file at `path`, with the options `set` in the place of its own; of its jobs those that
+    /// `only` names, or all if it names none.
+    ///
+    /// # Errors
+    /// It cannot be read, or has no such job.
+    pub fn read(path: &Path, set: &[(String, String)], only: &[String]) -> Result<Self, JobError> {
+        let mut reader = Reader::default();
+        reader.read(path, 0)?;
+        let mut sections = reader.sections;
+        if !only.is_empty() {
+            sections.retain(|section| section.is_global() || only.contains(&section.name));
+        }
+        if !set.is_empty() {
+            replace(&mut sections, set);
+        }
+        let phases = phases(&sections);
+        if phases.is_empty() {
+            let problem = match only {
+                [] => "has no job, a section such as [randread]".to_owned(),
+                names => format!("has none of the jobs {}", names.join(", ")),
+            };
+            return Err(error(path, problem));
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        Ok(Self {
+            path: path.to_owned(),
+            name: name.into_owned(),
+            phases,
+        })
+    }
+
+    /// Whether a job of it may write or discard what is on its disk.
+    pub fn writes(&self) -> bool {
+        self.phases.iter().any(Phase::writes)
+    }
+}
+
+impl Phase {
+    /// Whether one of its jobs says by itself on which file or device it works.
+    pub fn has_place(&self) -> bool {
+        let names = |job: &Options| PLACES.iter().any(|place| job.contains_key(*place));
+        self.jobs.iter().any(names)
+    }
+
+    /// Whether one of its jobs may write or discard what is on its disk.
+    pub fn writes(&self) -> bool {
+        self.jobs.iter().any(|job| {
+            let rw = direction(job);
+            !matches!(rw, "read" | "randread")
+        })
+    }
+
+    /// How long its jobs say that they take; `None` if they end when their work is done.
+    pub fn duration(&self) -> Option<Duration> {
+        let of = |job: &Options| {
+            let runtime = time(job.get("runtime")?).filter(|time| !time.is_zero())?;
+            let more = ["ramp_time", "startdelay"].into_iter();
+            let more = more.filter_map(|key| time(job.get(key)?));
+            Some(runtime.saturating_add(more.fold(Duration::ZERO, Duration::saturating_add)))
+        };
+        let all: Option<Vec<Duration>> = self.jobs.iter().map(of).collect();
+        all?.into_iter().max()
+    }
+
+    /// As a job file of its own. With `file`, its jobs work on that file instead of what they say, and
+    /// `direct` replaces what they say about `direct`.
+    pub fn text(&self, file: Option<&str>, direct: Option<bool>) -> String {
+        let mut text = String::new();
+        let dropped = |key: &str| {
+            (file.is_some() && PLACES.contains(&key)) || (direct.is_some() && key == "direct")
+        };
+        // Writing to a string does not fail.
+        if let Some(file) = file {
+            // What fio takes for a separator of files.
+            let _ = writeln!(text, "[global]\nfilename={}", file.replace(':', "\\:"));
+        }
+        if let Some(direct) = direct {
+            let _ = writeln!(text, "[global]\ndirect={}", u8::from(direct));
+        }
+        for section in &self.sections {
+            let _ = writeln!(text, "[{}]", section.name);
+            for (key, value) in section.options.iter().filter(|(key, _)| !dropped(key)) {
+                let _ = match value.as_str() {
+                    "" => writeln!(text, "{key}"),
+                    value => writeln!(text, "{key}={value}"),
+                };
+            }
+        }
+        text
+    }
+}
+
+/// What a job does to its disk, by fio's name: `randread`.
+pub fn direction(options: &Options) -> &str {
+    let rw = options.get("rw").map_or("read", String::as_str);
+    // `randread:8` changes the offset every 8 I/Os.
+    match rw.split(':').next().unwrap_or_default() {
+        "readwrite" => "rw",
+        rw => rw,
+    }
+}
+
+/// `iodepth` where the engine has one.
+fn depth(options: &Options) -> u32 {
+    let engine = options.get("ioengine").map_or("psync", String::as_str);
+    if SYNCHRONOUS.contains(&engine) {
+        return 1;
+    }
+    count(options, "iodepth")
+}
+
+fn count(options: &Options, key: &str) -> u32 {
+    let value = options.get(key).and_then(|value| value.parse().ok());
+    value.unwrap_or(1).max(1)
+}
+
+/// A time of fio's: `30`, `30s`, `1m`, `500ms`.
+fn time(text: &str) -> Option<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let seconds = |unit: u64| Some(Duration::from_secs(number.checked_mul(unit)?));
+    match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "s" => seconds(1),
+        "m" => seconds(60),
+        "h" => seconds(3600),
+        "d" => seconds(86_400),
+        "ms" => Some(Duration::from_millis(number)),
+        "us" => Some(Duration::from_micros(number)),
+        _ => None,
+    }
+}
+
+fn error(path: &Path, problem: impl Into<String>) -> JobError {
+    JobError {
+        path: path.to_owned(),
+        problem: problem.into(),
+    }
+}
+
+/// Takes the options out of all sections and puts their new values in front, for all jobs.
+fn replace(sections: &mut Vec<Section>, set: &[(String, String)]) {
+    for section in sections.iter_mut() {
+        let options = &mut section.options;
+        options.retain(|(key, _)| set.iter().all(|(other, _)| other != key));
+    }
+    let first = Section {
+        name: "global".into(),
+        options: set.to_vec(),
+    };
+    sections.insert(0, first);
+}
+
+/// Groups jobs that run together, each group with the global sections above it.
+fn phases(sections: &[Section]) -> Vec<Phase> {
+    let mut phases: Vec<Phase> = Vec::new();
+    let mut globals: Vec<Section> = Vec::new();
+    let mut global = Options::new();
+    for section in sections {
+        if section.is_global() {
+            global.extend(section.options.iter().cloned());
+            globals.push(section.clone());
+            continue;
+        }
+        let mut options = global.clone();
+        options.extend(section.options.iter().cloned());
+        let walls = globals.iter().any(|section| section.is_set("stonewall"));
+        let walls = walls || section.is_set("stonewall");
+        match phases.last_mut() {
+            Some(phase) if !walls => phase.add(section, options),
+            _ => phases.push(Phase::new(&globals, section, options)),
+        }
+    }
+    phases
+}
+
+impl Phase {
+    fn new(globals: &[Section], section: &Section, options: Options) -> Self {
+        let mut phase = Self {
+            name: String::new(),
+            options: options.clone(),
+            depth: 0,
+            jobs: Vec::new(),
+            sections: globals.to_vec(),
+        };
+        phase.add(section, options);
+        phase
+    }
+
+    fn add(&mut self, section: &Section, options: Options) {
+        if !self.name.is_empty() {
+            self.name.push('+');
+        }
+        self.name += &section.name;
+        let out = depth(&options).saturating_mul(count(&options, "numjobs"));
+        self.depth = self.depth.saturating_add(out);
+        self.jobs.push(options);
+        self.sections.push(section.clone());
+    }
+}
+
+/// Puts files together.
+#[derive(Default)]
+struct Reader {
+    sections: Vec<Section>,
+}
+
+impl Reader {
+    fn read(&mut self, path: &Path, level: usize) -> Result<(), JobError> {
+        let failed = |problem: std::io::Error| error(path, plain(&problem));
+        let found = fs::metadata(path).map_err(failed)?;
+        if !found.is_file() || found.len() > MAX_BYTES {
+            return Err(error(path, "is no regular file of at most 1 MiB"));
+        }
+        let text = fs::read_to_string(path).map_err(failed)?;
+        for (line, number) in text.lines().zip(1..) {
+            self.line(path, number, line, level)?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, path: &Path, number: u32, line: &str, level: usize) -> Result<(), JobError> {
+        let wrong = |problem: &str| error(path, format!("line {number}: {problem}"));
+        // A comment may follow an option.
+        let line = line.split([';', '#']).next().unwrap_or_default().trim();
+        if line.is_empty() {
+            return Ok(());
+        }
+        if let Some(rest) = line.strip_prefix('[') {
+            let name = rest
+                .strip_suffix(']')
+                .ok_or_else(|| wrong("\"]\" is missing"))?;
+            self.sections.push(Section {
+                name: name.to_owned(),
+                options: Vec::new(),
+            });
+            return Ok(());
+        }
+        if let Some(other) = line.strip_prefix("include ") {
+            if level == MAX_INCLUDES {
+                return Err(wrong("files include each other without an end"));
+            }
+            let other = Path::new(other.trim());
+            // fio looks beside the file first.
+            let beside = path.parent().unwrap_or(Path::new("")).join(other);
+            let found = if beside.exists() { &beside } else { other };
+            return self.read(found, level + 1);
+        }
+        let section = self.sections.last_mut();
+        let section = section.ok_or_else(|| wrong("an option outside of a [section]"))?;
+        let (key, value) = line.split_once('=').unwrap_or((line, ""));
+        section
+            .options
+            .push((canonical(key), substituted(value.trim())));
+        Ok(())
+    }
+}
+
+/// The name that is looked for here.
+pub fn canonical(key: &str) -> String {
+    let key = key.trim().to_ascii_lowercase();
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == key);
+    alias.map_or(key, |(_, name)| (*name).to_owned())
+}
+
+/// `${NAME}` as the environment has it. What it has not is left to fio, which complains.
+fn substituted(value: &str) -> String {
+    let mut text = String::new();
+    let mut rest = value;
+    while let Some((before, behind)) = rest.split_once("${") {
+        text += before;
+        let Some((name, after)) = behind.split_once('}') else {
+            rest = &rest[before.len()..];
+            break;
+        };
+        match std::env::var(name) {
+            Ok(value) => text += &value,
+            Err(_) => {
+                let _ = write!(text, "${{{name}}}");
+            }
+        }
+        rest = after;
+    }
+    text + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn read(text: &str, set: &[(&str, &str)]) -> Result<JobFile, JobError> {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("load.fio");
+        fs::write(&path, text).unwrap();
+        fs::write(dir.path().join("more.inc"), "bs=16k\n").unwrap();
+        let set: Vec<_> = set
+            .iter()
+            .map(|(key, value)| ((*key).into(), (*value).into()))
+            .collect();
+        JobFile::read(&path, &set, &[])
+    }
+
+    #[test]
+    fn jobs_are_chosen_by_name() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("load.fio");
+        fs::write(&path, "[global]\nrw=read\n[a]\nbs=1k\n[b]\nstonewall\n").unwrap();
+        let read = |only: &str| JobFile::read(&path, &[], &[only.to_owned()]);
+        let file = read("b").unwrap();
+        assert_eq!(file.phases.len(), 1);
+        assert_eq!(
+            file.phases[0].text(None, None),
+            "[global]\nrw=read\n[b]\nstonewall\n"
+        );
+        let error = read("c").unwrap_err().to_string();
+        assert!(
+            error.ends_with("load.fio: has none of the jobs c"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn jobs_with_a_stonewall_wait_for_those_before() {
+        let file = read(
+            "; first\n[global]\nIOENGINE = io_uring ; a comment\nruntime=2\nramp_time=500ms\n\
+             [a]\nreadwrite=randread:8\niodepth=4\nnumjobs=2\n[b]\nrw=randread\niodepth=3\n\
+             [global]\niodepth=32\n[c]\nwait_for_previous\nrw=write\ninclude more.inc\n",
+            &[],
+        )
+        .unwrap();
+        let names: Vec<_> = file
+            .phases
+            .iter()
+            .map(|phase| phase.name.as_str())
+            .collect();
+        assert_eq!((file.name.as_str(), names), ("load", vec!["a+b", "c"]));
+        let [first, second] = &file.phases[..] else {
+            panic!()
+        };
+        assert_eq!((first.depth, second.depth), (11, 32));
+        assert_eq!((first.writes(), second.writes()), (false, true));
+        assert!(file.writes());
+        assert_eq!(direction(&first.options), "randread");
+        assert_eq!(first.duration(), Some(Duration::from_millis(2500)));
+        // The second global section is below the first jobs, and must not reach them.
+        assert_eq!(
+            first.text(None, None),
+            "[global]\nioengine=io_uring\nruntime=2\nramp_time=500ms\n[a]\nrw=randread:8\niodepth=4\n\
+             numjobs=2\n[b]\nrw=randread\niodepth=3\n"
+        );
+        assert!(
+            second
+                .text(None, None)
+                .ends_with("[global]\niodepth=32\n[c]\nstonewall\nrw=write\nbs=16k\n")
+        );
+    }
+
+    #[test]
+    fn a_global_stonewall_makes_every_job_wait() {
+        let text = "[global]\nstonewall\nioengine=psync\niodepth=8\n[a]\nrw=trim\n[b]\nloops=3\n";
+        let file = read(text, &[]).unwrap();
+        assert_eq!(file.phases.len(), 2);
+        assert_eq!(file.phases[0].depth, 1, "psync has one I/O out");
+        assert!(file.phases[0].writes());
+        assert!(!file.phases[1].writes(), "rw is read unless given");
+        assert_eq!(file.phases[1].duration(), None);
+    }
+
+    #[test]
+    fn the_place_and_direct_io_can_be_replaced() {
+        let text = "[global]\nfilename=/dev/sda\ndirect=1\n[a]\nrw=read\ndirectory=/x\nnrfiles=3\n";
+        let file = read(text, &[]).unwrap();
+        assert!(file.phases[0].has_place());
+        assert_eq!(
+            file.phases[0].text(Some("/a:b"), Some(false)),
+            "[global]\nfilename=/a\\:b\n[global]\ndirect=0\n[global]\n[a]\nrw=read\n"
+        );
+        let free = read("[a]\nrw=read\n", &[]).unwrap();
+        assert!(!free.phases[0].has_place());
+    }
+
+    #[test]
+    fn set_options_win_over_the_files() {
+        let text = "[global]\nruntime=30\n[a]\nrw=read\nruntime=40\n";
+        let file = read(text, &[("runtime", "1")]).unwrap();
+        assert_eq!(file.phases[0].duration(), Some(Duration::from_secs(1)));
+        assert_eq!(
+            file.phases[0].text(None, None),
+            "[global]\nruntime=1\n[global]\n[a]\nrw=read\n"
+        );
+    }
+
+    #[test]
+    fn the_environment_fills_names_that_it_has() {
+        let path = std::env::var("PATH").unwrap();
+        assert_eq!(substituted("a${PATH}b"), format!("a{path}b"));
+        for same in ["${BERTH_HAS_NO_SUCH}", "${", "a$b", ""] {
+            assert_eq!(substituted(same), same);
+        }
+    }
+
+    #[test]
+    fn mistakes_name_file_and_line() {
+        for (text, why) in [
+            ("", "load.fio: has no job"),
+            ("[global]\nrw=read\n", "load.fio: has no job"),
+            ("rw=read\n", "load.fio: line 1: an option outside"),
+            ("[a\n", "load.fio: line 1: \"]\" is missing"),
+            ("[a]\ninclude none.inc\n", "none.inc: no such file"),
+            (
+                "[a]\ninclude load.fio\n",
+                "load.fio: line 2: files include each other",
+            ),
+        ] {
+            let error = read(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn times_have_fios_units() {
+        for (text, millis) in [
+            ("7", 7000),
+            ("7s", 7000),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("5ms", 5),
+        ] {
+            assert_eq!(time(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for wrong in ["", "s", "1y", "99999999999999999999"] {
+            assert_eq!(time(wrong), None, "{wrong}");
+        }
+    }
+}
