@@ -373,7 +373,8 @@ mod tests {
 
     /// Tests of the KVM half need /dev/kvm; the table itself does not.
     fn vm() -> Option<Arc<VmFd>> {
-        match crate::kvm::open().and_then(|kvm| crate::kvm::create_vm(&kvm, 1)) {
+        let made = crate::kvm::open().and_then(|kvm| crate::kvm::create_vm(&kvm, 1));
+        match made.and_then(|vm| crate::kvm::create_chips(&vm).map(|()| vm)) {
             Ok(vm) => Some(vm),
             Err(error) => {
                 println!("skipped: {error}");

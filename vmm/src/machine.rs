@@ -180,6 +180,7 @@ impl Machine {
         let kvm = kvm::open()?;
         let vm = kvm::create_vm(&kvm, config.cpus)?;
         memory::register(&vm, &ram)?;
+        kvm::create_chips(&vm)?;
         watch.lap(Phase::Kvm);
         let interrupts = Interrupts::new(Arc::clone(&vm)).map_err(host("interrupt routes"))?;
         let outcome = Arc::new(Outcome::new().map_err(host("an event"))?);

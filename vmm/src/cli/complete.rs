@@ -344,6 +344,7 @@ mod tests {
                 "run",
                 "ctl",
                 "trace",
+                "fio",
                 "completion",
                 "man",
                 "help",

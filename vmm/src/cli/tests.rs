@@ -699,7 +699,7 @@ fn wrong_command_lines_are_refused() {
             (
                 &format!("{K} --rootfs DIR/a.img,bogus=1 -- true"),
                 "--rootfs DIR/a.img,bogus=1: unknown property \"bogus\" of a disk; allowed: bus, cache, ctrl, \
-                 detached, drive, eui64, file, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
+                 detached, drive, eui64, file, format, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
             ),
             (
                 &format!("{K} -m 63M"),
