@@ -107,6 +107,10 @@ impl Session {
             (Kind::Script, Run::Stays) => self.stay(block),
             (Kind::Script, _) => self.script(block),
         };
+        if self.terminal.is_some() {
+            // Its prompt stands in an unfinished line.
+            println!();
+        }
         match done {
             Ok(()) => Verdict::Passed,
             Err(error) => Verdict::Failed(format!("README.md, line {}: {error:#}", block.line)),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 
 use crate::{Context, build, packages};
 
@@ -36,15 +36,11 @@ pub fn boot(context: &Context, words: &[String]) -> Result<ExitCode> {
 pub fn run(context: &Context, words: &[String]) -> Result<ExitCode> {
     packages::ensure(context)?;
     let guest = build::bare_guest(context)?;
-    let step = "building berth and the benchmark (release)";
-    context.progress.step(step);
-    let args = ["build", "--release", "-p", "vmm", "-p", "bench"];
-    let status = build::cargo(context, &args)
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("{step} ended with {status}");
-    }
+    context
+        .progress
+        .step("building berth and the benchmark (release)");
+    build::build(context, "vmm")?;
+    build::build(context, "bench")?;
     let release = context.target.join("release");
     let mut command = Command::new(release.join("bench"));
     command

@@ -38,21 +38,29 @@ pub fn release(context: &Context) -> Result<Binaries> {
     context
         .progress
         .step("building berth and its Linux test runner (release)");
-    let status = cargo(
-        context,
-        &["build", "--release", "-p", "vmm", "-p", "linux-guests"],
-    )
-    .status()
-    .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("cargo build --release ended with {status}");
-    }
+    build(context, "vmm")?;
+    build(context, "linux-guests")?;
     let dir = context.target.join("release");
     context.progress.step("built");
     Ok(Binaries {
         berth: dir.join("berth"),
         runner: dir.join("linux-guests"),
     })
+}
+
+/// Builds one package as released. Together with another one it would be built with what both want of
+/// their dependencies, and not be what `cargo install` makes.
+///
+/// # Errors
+/// When it does not build.
+pub fn build(context: &Context, package: &str) -> Result<()> {
+    let status = cargo(context, &["build", "--release", "-p", package])
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo build --release -p {package} ended with {status}");
+    }
+    Ok(())
 }
 
 /// The Linux test runner, ready to start.
@@ -72,12 +80,7 @@ pub fn linux_guests(binaries: &Binaries, kit: &Path, words: &[&str]) -> Command 
 /// When it does not build.
 pub fn bare_guest(context: &Context) -> Result<PathBuf> {
     context.progress.step("building the bare-metal test guest");
-    let status = cargo(context, &["build", "--release", "-p", "bare-guest"])
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("cargo build -p bare-guest ended with {status}");
-    }
+    build(context, "bare-guest")?;
     Ok(context.target.join("release/bare-guest"))
 }
 

@@ -186,7 +186,9 @@ impl Walk<'_> {
                 .env(harness::files::BERTH_BIN, &binaries.berth),
             |line| here.add(result(line)),
         )?;
-        if !success && here.failed == 0 {
+        let told = usize::try_from(here.passed + here.failed + here.skipped)?;
+        if here.failed == 0 && (!success || told != blocks.len()) {
+            println!("{told} of {} blocks told how they went", blocks.len());
             here.failed = 1;
         }
         self.tally.add(here);
