@@ -1,6 +1,6 @@
 //! Commands as they are fetched and completed, for whoever wants to read them.
 //!
-//! Each I/O thread, and each controller's admin queue, has a [`Recorder`]: the writing end of a ring
+//! Each I/O thread, and each controller's admin queue, has a `Recorder`: the writing end of a ring
 //! of its own, which takes records of fixed size without a lock, an allocation or a wait. One
 //! [`TraceReader`] reads all rings in order of time. A ring that is full loses records; their number
 //! is told where they are missing.
