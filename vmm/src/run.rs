@@ -172,8 +172,10 @@ fn run_in(
     let reason = reason.context("the event loop ended without a reason")?;
     let session = machine.session.take();
     // Its readers may take their time, unless a signal has no more patience.
+    let waits = !matches!(reason, ExitReason::Signal(_));
     let signal = session
         .as_ref()
+        .filter(|_| waits)
         .and_then(|session| session.channel.finish(&late_signals));
     let reason = signal.map_or(reason, ExitReason::Signal);
     Ok(Ended { reason, session })
