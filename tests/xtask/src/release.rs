@@ -36,7 +36,7 @@ const FILES: [(&str, &str); 6] = [
     ("LICENSE", "share/doc/berth/LICENSE"),
     ("docs", "share/doc/berth/docs"),
     ("resources/machines", "share/berth/machines"),
-    ("resources/fio", "share/berth/fio"),
+    ("resources/jobs", "share/berth/jobs"),
 ];
 
 /// Makes `berth-VERSION-x86_64-linux.tar.gz` and its `.sha256` in `out`; returns the archive.
@@ -201,11 +201,17 @@ fn complete(folder: &Path) -> Result<()> {
     );
     for (shell, path) in COMPLETIONS {
         let text = fs::read_to_string(folder.join(path)).context(path)?;
+        // They ask berth, or have the options themselves.
         ensure!(
-            text.contains("berth") && text.contains("control-socket"),
-            "{shell}'s completions have no --control-socket"
+            text.contains("berth complete") || text.contains("control-socket"),
+            "{shell}'s completions neither ask berth nor have --control-socket"
         );
     }
+    let offered = Tool::new(&berth, &["complete", "run", "--control-s"]).run()?;
+    ensure!(
+        offered.contains("--control-socket"),
+        "berth complete offered {offered:?}"
+    );
     let page = fs::read_to_string(folder.join("share/man/man1/berth.1"))?;
     ensure!(page.contains(".SH SYNOPSIS"), "the manual has no synopsis");
     for (_, path) in FILES {
