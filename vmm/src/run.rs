@@ -258,7 +258,10 @@ fn watch_signals(
     let outcome = Arc::clone(outcome);
     let fd = signals.try_clone().context("cannot watch signals")?;
     let handler = move |_| {
-        while let Some(signal) = signals.next() {
+        // Once the run has ended, signals are for those who wait for its readers.
+        while outcome.reason().is_none()
+            && let Some(signal) = signals.next()
+        {
             match (signal, raw.as_ref()) {
                 (libc::SIGTSTP, Some(raw)) => raw.suspend(),
                 (libc::SIGTSTP, None) => terminal::stop_process(),
