@@ -52,7 +52,8 @@ fn rest<'a>(fd: &VcpuFd, ram: &GuestRam, page: &'a mut [u8; PAGE]) -> Option<&'a
     let count = left.min(PAGE - offset);
     ram.read_bytes(translated(regs.rsi)?, &mut page[..count])
         .ok()?;
-    regs.rsi += count as u64;
+    // The page may be the last one of all.
+    regs.rsi = regs.rsi.wrapping_add(count as u64);
     regs.rcx -= count as u64;
     // With RCX at zero the instruction does nothing more, and the guest goes on behind it.
     fd.set_regs(&regs).ok()?;
