@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use argh::{ArgsInfo, FromArgs};
 
-use super::{CliError, Invocation, number, optional_path, path};
+use super::values::{number, optional_path, path};
+use super::{CliError, Invocation};
 use crate::fio::{FioConfig, HostRuns, Vary, canonical, machines};
 
 const MAX_REPEAT: u32 = 100;
