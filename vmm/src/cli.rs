@@ -25,6 +25,7 @@ use std::path::Path;
 use argh::{ArgsInfo, EarlyExit, FromArgs};
 
 pub use self::error::CliError;
+pub use self::fio::ROOT as FIO_ROOT;
 use self::normalize::{Normalized, normalize};
 pub use self::run::RunConfig;
 use crate::control::client::CtlConfig;

@@ -212,6 +212,61 @@ fn a_job_that_fails_is_told_and_others_run() {
 }
 
 #[test]
+fn what_cannot_be_written_ends_no_run() {
+    if !fio() {
+        return;
+    }
+    let place = Place::new();
+    // Nothing can be put in its place, as on a disk that is full.
+    fs::create_dir_all(place.path("out/index.html")).unwrap();
+    let done = place.run("load.fio --out out --host-only --host=disk.img --set runtime=1");
+    assert_eq!(done.exit.status, Some(1));
+    let told = done.stderr.matches("berth fio: out/index.html: ").count();
+    assert_eq!(told, 3, "after each job and at the end: {}", done.stderr);
+    assert_eq!(jobs(&place.results("out")), [("one", true), ("four", true)]);
+    assert!(
+        done.stdout.contains("randread 4k, libaio"),
+        "{}",
+        done.stdout
+    );
+}
+
+/// Each reads 1,000 times a second, in four processes and then in two different jobs.
+const STEADY: &str = "[global]\nioengine=libaio\nrw=randread\nrate_iops=1000\ntime_based\nruntime=3\n\
+                      log_avg_msec=100\nwrite_lat_log=mine\nlog_unix_epoch=1\n[same]\nnumjobs=4\n\
+                      [a]\nstonewall\nbs=4k\n[b]\nbs=16k\n[dumb]\nstonewall\ngtod_reduce=1\n";
+
+#[test]
+fn a_jobs_own_logs_and_groups_do_not_change_the_figures() {
+    if !fio() {
+        return;
+    }
+    let place = Place::new();
+    place.job("steady.fio", STEADY);
+    let done = place.run("steady.fio --out out --host-only --host=disk.img");
+    assert_eq!(done.exit.status, Some(0));
+    let results = place.results("out");
+    for (run, rate) in [(0, 4000.0), (1, 2000.0)] {
+        let series = &results["runs"][run]["outcome"]["done"]["read"]["series"];
+        let series = series.as_array().unwrap();
+        assert!(!series.is_empty());
+        for second in series {
+            let of = |key: &str| second[key].as_f64().unwrap();
+            assert!(of("at") < 60.0, "{second}");
+            assert!(of("latency") > 0.0, "{second}");
+            // Of ten times as many lines the sum would be ten times as much.
+            assert!(of("iops") < rate * 1.5, "{rate}: {series:?}");
+        }
+    }
+    assert!(
+        done.stdout.contains("randread 4k+16k, libaio"),
+        "{}",
+        done.stdout
+    );
+    assert!(!done.stdout.contains("0 ns") && !done.stderr.contains("0 ns"));
+}
+
+#[test]
 fn what_cannot_be_is_refused_before_anything_runs() {
     if !fio() {
         return;
@@ -267,6 +322,16 @@ fn what_cannot_be_is_refused_before_anything_runs() {
             &format!("load.fio --out out --section three {host}"),
             1,
             "load.fio: has none of the jobs three",
+        ),
+        (
+            &format!("load.fio --out out --section one --section fuor {host}"),
+            1,
+            "--section fuor: no job of that name is in the job files",
+        ),
+        (
+            &format!("disk.img --out out {host}"),
+            1,
+            "disk.img: is no job file",
         ),
         (
             &format!("load.fio --out taken {host}"),

@@ -209,7 +209,8 @@ pub fn of_job(row: &Row<'_>, direction: &'static str, results: &Results) -> Vec<
             .collect()
     });
     let latency = lines(&|it| {
-        let all = it.series.iter();
+        // A job may have turned latencies off.
+        let all = it.series.iter().filter(|it| it.latency > 0.0);
         all.map(|it| second(it.at, it.latency, time(it.latency)))
             .collect()
     });

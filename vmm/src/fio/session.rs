@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,9 @@ const PHASE_SLACK: Duration = Duration::from_secs(120);
 const ENDLESS: Duration = Duration::from_secs(3600);
 /// How long a guest may take to power off.
 const END_LIMIT: Duration = Duration::from_secs(30);
+/// Messages that wait to be dealt with, some 32 MiB each at most: whoever sends more has to wait, a hostile
+/// guest too.
+const QUEUE: usize = 8;
 /// Lines that are kept of what was said last.
 const TAIL: usize = 12;
 
@@ -58,7 +61,7 @@ pub struct Launch<'l> {
 /// Where everything that happens is waited for.
 pub struct Session {
     events: Receiver<Event>,
-    sender: Sender<Event>,
+    sender: SyncSender<Event>,
     serial: u64,
     /// The line that the user sees.
     pub progress: Progress,
@@ -89,7 +92,7 @@ impl Session {
     /// # Errors
     /// No thread could be started.
     pub fn new(signals: Option<Signals>, progress: Progress) -> io::Result<Self> {
-        let (sender, events) = mpsc::channel();
+        let (sender, events) = mpsc::sync_channel(QUEUE);
         if let Some(signals) = signals {
             let sender = sender.clone();
             thread::Builder::new()
@@ -440,7 +443,7 @@ impl Talk<'_> {
 }
 
 /// Passes signals on.
-fn watch(signals: &Signals, events: &Sender<Event>) {
+fn watch(signals: &Signals, events: &SyncSender<Event>) {
     loop {
         match signals.wait() {
             Some(libc::SIGTSTP) => terminal::stop_process(),

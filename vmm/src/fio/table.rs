@@ -139,7 +139,11 @@ fn figures(cell: &Cell<'_>, direction: &'static str) -> Vec<String> {
     cells.push(text(iops, &short));
     let bandwidth = cell.value(of_direction(direction, |it| Some(it.bandwidth / 1e6)));
     cells.push(text(bandwidth, &megabytes));
-    let mean = cell.value(of_direction(direction, |it| Some(it.total.mean)));
+    // A job may have turned latencies off.
+    let mean = of_direction(direction, |it| {
+        Some(it.total.mean).filter(|mean| *mean > 0.0)
+    });
+    let mean = cell.value(mean);
     cells.push(text(mean, &time));
     for percent in PERCENTILES {
         // Latencies are far below 2^52 ns.
