@@ -221,7 +221,7 @@ fn what_cannot_be_written_ends_no_run() {
     fs::create_dir_all(place.path("out/index.html")).unwrap();
     let done = place.run("load.fio --out out --host-only --host=disk.img --set runtime=1");
     assert_eq!(done.exit.status, Some(1));
-    let told = done.stderr.matches("berth fio: out/index.html: ").count();
+    let told = done.stderr.matches("berth fio: out/index.html: is a directory").count();
     assert_eq!(told, 3, "after each job and at the end: {}", done.stderr);
     assert_eq!(jobs(&place.results("out")), [("one", true), ("four", true)]);
     assert!(

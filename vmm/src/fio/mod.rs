@@ -515,10 +515,7 @@ fn raw_name(number: usize, words: &[&str]) -> PathBuf {
 
 /// Writes all that is made of the results so far.
 fn write_all(out: &Path, results: &Results, old: Option<&Results>) -> anyhow::Result<()> {
-    let json = out.join(results::FILE);
-    results
-        .write(out)
-        .with_context(|| json.display().to_string())?;
+    replace(out, Path::new(results::FILE), &results.json()?)?;
     let markdown = page::markdown(results, old);
     replace(out, Path::new("results.md"), markdown.as_bytes())?;
     let page = page::html(results, old);
@@ -528,7 +525,8 @@ fn write_all(out: &Path, results: &Results, old: Option<&Results>) -> anyhow::Re
 /// Writes a file of the results anew.
 fn replace(out: &Path, name: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let path = out.join(name);
-    results::replace(&path, bytes).with_context(|| path.display().to_string())
+    results::replace(&path, bytes)
+        .map_err(|error| anyhow::anyhow!("{}: {}", path.display(), plain(&error)))
 }
 
 fn in_words(outcome: &Outcome) -> String {

@@ -29,6 +29,9 @@ pub enum OutputError {
     /// Nothing was read or written.
     #[error("fio did no I/O")]
     Idle,
+    /// I/Os without a byte.
+    #[error("fio's I/Os had no bytes: where the jobs work, the disk or file has ended")]
+    Empty,
 }
 
 fn errno(error: i32) -> String {
@@ -69,6 +72,18 @@ pub fn figures(output: &str) -> Result<Figures, OutputError> {
     };
     if figures.directions().next().is_none() {
         return Err(OutputError::Idle);
+    }
+    let bytes = |job: &Value, name: &str| {
+        number(&job[name]["io_bytes"]).max(number(&job[name]["bw_bytes"]))
+    };
+    let all = |job: &Value| {
+        ["read", "write", "trim"]
+            .map(|name| bytes(job, name))
+            .iter()
+            .sum::<f64>()
+    };
+    if jobs.iter().all(|job| all(job) == 0.0) {
+        return Err(OutputError::Empty);
     }
     let length = jobs.iter().map(length).fold(0.0, f64::max);
     for job in jobs {
@@ -373,7 +388,7 @@ mod tests {
         // As fio tells of a group of two jobs that ran 2 s each, and one that ran 1 s.
         let job = |ms: u32, all: u32| {
             format!(
-                r#"{{"usr_cpu":50,"sys_cpu":10,"job_runtime":{all},"read":{{"total_ios":1,"runtime":{ms}}}}}"#
+                r#"{{"usr_cpu":50,"sys_cpu":10,"job_runtime":{all},"read":{{"total_ios":1,"io_bytes":1,"runtime":{ms}}}}}"#
             )
         };
         let of = |jobs: &[String]| {
@@ -416,7 +431,7 @@ mod tests {
     fn a_hostile_guests_numbers_are_only_numbers() {
         let max = u64::MAX;
         let job = format!(
-            r#"{{"jobname":"a","usr_cpu":1e308,"ctx":{max},"read":{{"total_ios":{max},"iops":1e308,
+            r#"{{"jobname":"a","usr_cpu":1e308,"ctx":{max},"read":{{"total_ios":{max},"iops":1e308,"io_bytes":{max},
             "lat_ns":{{"N":{max},"mean":1e308,"stddev":1e308,"bins":{{"{max}":{max},"7":{max},"x":1}}}}}}}}"#
         );
         let mut figures = figures(&format!(r#"{{"jobs":[{job},{job}]}}"#)).unwrap();
@@ -451,6 +466,9 @@ mod tests {
             "{error}"
         );
         assert_eq!(figures(r#"{"jobs":[{"error":0}]}"#), Err(OutputError::Idle));
+        // Reads behind the end of a file are I/Os, but read nothing.
+        let empty = r#"{"jobs":[{"read":{"total_ios":9,"io_bytes":0,"iops":0}}]}"#;
+        assert_eq!(figures(empty), Err(OutputError::Empty));
         assert!(figures("").is_err() && figures("{}").is_err());
     }
 }

@@ -274,14 +274,14 @@ impl Results {
         serde_json::from_value(value).map_err(|problem| error(problem.to_string()))
     }
 
-    /// Writes them into the folder `dir`; a reader sees the old file or the new one.
+    /// As [`FILE`] has them.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, dir: &Path) -> io::Result<()> {
+    /// None that is known.
+    pub fn json(&self) -> serde_json::Result<Vec<u8>> {
         let mut bytes = serde_json::to_vec_pretty(self)?;
         bytes.push(b'\n');
-        replace(&dir.join(FILE), &bytes)
+        Ok(bytes)
     }
 
     /// Runs without figures.
@@ -411,7 +411,7 @@ mod tests {
     fn what_is_written_is_read_and_nothing_else() {
         let dir = TempDir::new().unwrap();
         let results = super::super::samples::results();
-        results.write(dir.path()).unwrap();
+        replace(&dir.path().join(FILE), &results.json().unwrap()).unwrap();
         assert_eq!(Results::read(dir.path()).unwrap(), results);
         assert_eq!(Results::read(&dir.path().join(FILE)).unwrap(), results);
         let write = |text: &str| fs::write(dir.path().join(FILE), text).unwrap();

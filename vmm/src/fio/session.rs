@@ -380,7 +380,9 @@ impl Talk<'_> {
 
     fn fio_failed(&self, status: i32, result: Result<Figures, OutputError>, raw: &str) -> Failure {
         let what = match result {
-            Err(error @ (OutputError::Job { .. } | OutputError::Idle)) => error.to_string(),
+            Err(error @ (OutputError::Job { .. } | OutputError::Idle | OutputError::Empty)) => {
+                error.to_string()
+            }
             Err(error) if status == 0 => error.to_string(),
             _ if status == 127 => "fio was not found".to_owned(),
             _ => format!("fio ended with status {status}"),
