@@ -221,7 +221,10 @@ fn what_cannot_be_written_ends_no_run() {
     fs::create_dir_all(place.path("out/index.html")).unwrap();
     let done = place.run("load.fio --out out --host-only --host=disk.img --set runtime=1");
     assert_eq!(done.exit.status, Some(1));
-    let told = done.stderr.matches("berth fio: out/index.html: is a directory").count();
+    let told = done
+        .stderr
+        .matches("berth fio: out/index.html: is a directory")
+        .count();
     assert_eq!(told, 3, "after each job and at the end: {}", done.stderr);
     assert_eq!(jobs(&place.results("out")), [("one", true), ("four", true)]);
     assert!(
@@ -264,6 +267,27 @@ fn a_jobs_own_logs_and_groups_do_not_change_the_figures() {
         done.stdout
     );
     assert!(!done.stdout.contains("0 ns") && !done.stderr.contains("0 ns"));
+}
+
+#[test]
+fn the_file_is_the_one_that_is_named() {
+    if !fio() {
+        return;
+    }
+    let place = Place::new();
+    place.job("write.fio", "[w]\nrw=write\nsize=64k\ndirectory=/nowhere\n");
+    let empty = vec![0; 1 << 20];
+    for (name, status) in [("a:b.img", 0), ("c#d.img", 1), ("e;f.img", 1)] {
+        fs::write(place.path(name), &empty).unwrap();
+        let line = format!("write.fio --out {name}.out --allow-write --host-only --host={name}");
+        let done = place.run(&line);
+        assert_eq!(done.exit.status, Some(status), "{name}");
+        let written = fs::read(place.path(name)).unwrap() != empty;
+        assert_eq!(written, status == 0, "{name}");
+    }
+    for other in ["a", "b.img", "c", "e"] {
+        assert!(!place.path(other).exists(), "{other} was made");
+    }
 }
 
 #[test]

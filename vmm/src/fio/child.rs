@@ -114,11 +114,6 @@ impl Running {
             .and_then(|()| self.stdin.flush());
     }
 
-    /// Waits for its end, for a limited time; then ends it.
-    pub fn finish(mut self, limit: Duration) -> Option<ExitStatus> {
-        self.status(limit)
-    }
-
     /// Its exit status, if it ends within `limit`.
     pub fn status(&mut self, limit: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + limit;
@@ -347,6 +342,6 @@ mod tests {
             events.recv_timeout(limit),
             Ok(Event::Child(1, Message::Ended(1, 0)))
         ));
-        assert_eq!(child.finish(limit).unwrap().code(), Some(5));
+        assert_eq!(child.status(limit).unwrap().code(), Some(5));
     }
 }

@@ -422,7 +422,8 @@ impl Reader {
             });
             return Ok(());
         }
-        if let Some(other) = line.strip_prefix("include ") {
+        let include = line.strip_prefix("include");
+        if let Some(other) = include.filter(|rest| rest.starts_with([' ', '\t'])) {
             if level == MAX_INCLUDES {
                 return Err(wrong("files include each other without an end"));
             }
@@ -512,7 +513,7 @@ mod tests {
         let file = read(
             "; first\n[global]\nIOENGINE = io_uring ; a comment\nruntime=2\nramp_time=500ms\n\
              [a]\nreadwrite=randread:8\niodepth=4\nnumjobs=2\n[b]\nrw=randread\niodepth=3\n\
-             [global]\niodepth=32\n[c]\nwait_for_previous\nrw=write\ninclude more.inc\n",
+             [global]\niodepth=32\n[c]\nwait_for_previous\nrw=write\ninclude\tmore.inc\n",
             &[],
         )
         .unwrap();

@@ -375,6 +375,19 @@ fn disks(machines: &[Machine]) -> anyhow::Result<Vec<PathBuf>> {
 fn host(path: &Path, name: String) -> anyhow::Result<Target> {
     let failed = |error: io::Error| anyhow::anyhow!("--host={}: {}", path.display(), plain(&error));
     let path = path.canonicalize().map_err(failed)?;
+    // fio would take the part before that for the name, and write to a file of that name.
+    if path
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .any(|byte| b";#\n".contains(byte))
+    {
+        bail!(
+            "--host={}: fio takes what is behind \";\" or \"#\" for a comment; give the file and its folder \
+             another name",
+            path.display()
+        );
+    }
     let direct = sys::takes_direct_io(&path).map_err(failed)?;
     let mut notes = Vec::new();
     if !direct {
