@@ -298,6 +298,8 @@ fn what_cannot_be_is_refused_before_anything_runs() {
     let place = Place::new();
     place.job("write.fio", "[w]\nrw=randwrite\nsize=64k\n");
     place.job("wrong.fio", "[w]\nrw=sideways\n");
+    place.job("unlink.fio", "[u]\nrw=read\nunlink=1\n");
+    place.job("delete.fio", "[d]\nioengine=filedelete\n");
     fs::create_dir(place.path("taken")).unwrap();
     fs::write(place.path("taken/results.json"), "{}").unwrap();
     let host = "--host-only --host=disk.img";
@@ -371,6 +373,16 @@ fn what_cannot_be_is_refused_before_anything_runs() {
             "load.fio --out out --host-only --host=none.img",
             1,
             "--host=none.img: no such file",
+        ),
+        (
+            &format!("unlink.fio --out out --allow-write {host}"),
+            1,
+            "--host: unlink.fio, job u: unlink deletes the file; ",
+        ),
+        (
+            &format!("delete.fio --out out --allow-write {host}"),
+            1,
+            "--host: delete.fio, job d: filedelete deletes the file; ",
         ),
         (
             &format!("write.fio --out out {host}"),

@@ -45,6 +45,18 @@ const ALIASES: [(&str, &str); 4] = [
     ("wait_for_previous", "stonewall"),
 ];
 
+/// Engines that change a file whatever `rw` says.
+const CHANGING: [&str; 2] = ["falloc", "ftruncate"];
+/// Engines and options that are no I/O on the one file that the host has for jobs, and why.
+const NOT_ON_HOST: [(&str, &str); 7] = [
+    ("filecreate", "makes files"),
+    ("filedelete", "deletes the file"),
+    ("dircreate", "makes folders"),
+    ("dirdelete", "deletes folders"),
+    ("unlink", "deletes the file"),
+    ("unlink_each_loop", "deletes the file"),
+    ("read_iolog", "works on the files that the log names"),
+];
 /// Options by which `guest.sh` has fio tell what is measured. With others of a job's own the figures would
 /// be of something else: of a tenth of a second, of one process, in another file.
 const TELLING: [&str; 19] = [
@@ -186,8 +198,17 @@ impl Phase {
     pub fn writes(&self) -> bool {
         self.jobs.iter().any(|job| {
             let rw = direction(job);
-            !matches!(rw, "read" | "randread")
+            !matches!(rw, "read" | "randread") || CHANGING.contains(&engine(job))
         })
+    }
+
+    /// What of its jobs must not run on the host's file, and what it does there.
+    pub fn unfit_for_host(&self) -> Option<(&'static str, &'static str)> {
+        let does = |job: &Options, name: &str| {
+            engine(job) == name || job.get(name).is_some_and(|value| value != "0")
+        };
+        let unfit = |(name, _): &(&str, &str)| self.jobs.iter().any(|job| does(job, name));
+        NOT_ON_HOST.into_iter().find(unfit)
     }
 
     /// How long its jobs say that they take; `None` if they end when their work is done.
@@ -242,10 +263,13 @@ pub fn direction(options: &Options) -> &str {
     }
 }
 
+fn engine(options: &Options) -> &str {
+    options.get("ioengine").map_or("psync", String::as_str)
+}
+
 /// `iodepth` where the engine has one.
 fn depth(options: &Options) -> u32 {
-    let engine = options.get("ioengine").map_or("psync", String::as_str);
-    if SYNCHRONOUS.contains(&engine) {
+    if SYNCHRONOUS.contains(&engine(options)) {
         return 1;
     }
     count(options, "iodepth")
@@ -609,6 +633,26 @@ mod tests {
             file.phases[0].text(None, None),
             "[global]\nrw=read\n[a]\nbs=8k\n"
         );
+    }
+
+    #[test]
+    fn what_deletes_or_changes_files_is_known() {
+        let phase = |text: &str| {
+            read(&format!("[a]\nrw=read\n{text}\n"), &[])
+                .unwrap()
+                .phases
+                .remove(0)
+        };
+        for (text, name) in [
+            ("unlink=1", "unlink"),
+            ("unlink", "unlink"),
+            ("ioengine=filedelete", "filedelete"),
+            ("read_iolog=log", "read_iolog"),
+        ] {
+            assert_eq!(phase(text).unfit_for_host().unwrap().0, name);
+        }
+        assert_eq!(phase("unlink=0").unfit_for_host(), None);
+        assert!(phase("ioengine=ftruncate").writes() && !phase("ioengine=libaio").writes());
     }
 
     #[test]

@@ -324,6 +324,9 @@ fn targets(config: &FioConfig, files: &[JobFile]) -> anyhow::Result<Vec<Target>>
         direct: None,
     };
     let mut targets: Vec<Target> = config.machines.iter().map(guest).collect();
+    if config.host != HostRuns::No {
+        refuse_unfit(files)?;
+    }
     let paths = match &config.host {
         HostRuns::No => Vec::new(),
         HostRuns::Disks => disks(&config.machines)?,
@@ -348,6 +351,22 @@ fn targets(config: &FioConfig, files: &[JobFile]) -> anyhow::Result<Vec<Target>>
         targets.push(host(path, name)?);
     }
     Ok(targets)
+}
+
+/// Refuses jobs that would do more on the host than read and write its file.
+fn refuse_unfit(files: &[JobFile]) -> anyhow::Result<()> {
+    for file in files {
+        for phase in &file.phases {
+            if let Some((what, why)) = phase.unfit_for_host() {
+                bail!(
+                    "--host: {}, job {}: {what} {why}; run it in guests only, or leave it out",
+                    file.path.display(),
+                    phase.name
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The file that each machine's only disk is on.
