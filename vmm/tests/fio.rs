@@ -234,6 +234,41 @@ fn what_cannot_be_written_ends_no_run() {
     );
 }
 
+#[test]
+fn what_ran_is_told_when_nothing_more_can() {
+    if !fio() {
+        return;
+    }
+    let place = Place::new();
+    let tmp = place.path("tmp");
+    fs::create_dir(&tmp).unwrap();
+    let line = "load.fio --out out --host-only --host=disk.img --repeat 2 --section one";
+    let running = place.command(line).env("TMPDIR", &tmp).spawn().unwrap();
+    let limit = LIMIT;
+    running
+        .wait_for(Stream::Stderr, "the first round's status", limit, |line| {
+            line.contains(" IOPS")
+        })
+        .unwrap();
+    // As if there was no room any more for the second round's files.
+    let folder = fs::read_dir(&tmp).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&folder, place.path("away")).unwrap();
+    fs::write(&folder, "").unwrap();
+    let done = running.finish(limit).unwrap();
+    assert_eq!(done.exit.status, Some(1));
+    assert!(
+        done.stdout.contains("randread 4k, libaio"),
+        "{}",
+        done.stdout
+    );
+    assert!(
+        done.stderr.contains("run: not a directory; TMPDIR can be"),
+        "{}",
+        done.stderr
+    );
+    assert_eq!(jobs(&place.results("out")), [("one", true)]);
+}
+
 /// Each reads 1,000 times a second, in four processes and then in two different jobs.
 const STEADY: &str = "[global]\nioengine=libaio\nrw=randread\nrate_iops=1000\ntime_based\nruntime=3\n\
                       log_avg_msec=100\nwrite_lat_log=mine\nlog_unix_epoch=1\n[same]\nnumjobs=4\n\

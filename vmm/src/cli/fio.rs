@@ -7,7 +7,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use super::values::{number, optional_path, path};
 use super::{CliError, Invocation};
-use crate::fio::{FioConfig, HostRuns, Vary, canonical, is_berths, machines};
+use crate::fio::{FioConfig, HostRuns, Machine, Vary, canonical, is_berths, machines};
 
 const MAX_REPEAT: u32 = 100;
 const MAX_LIMIT: u64 = 7 * 24 * 3600;
@@ -167,28 +167,14 @@ pub fn config(args: FioArgs, given: &[String]) -> Result<Invocation, CliError> {
         let problem = "is for guests, and --host-only runs none";
         return Err(CliError::usage(option, problem));
     }
-    let vary: Vec<Vary> = args
-        .vary
-        .iter()
-        .map(|it| Vary::parse(it))
-        .collect::<Result<_, _>>()?;
     let machines = if args.host_only {
         Vec::new()
     } else {
-        let files = args
-            .machine
-            .iter()
-            .map(|file| path("--machine", file.clone()));
-        machines(
-            &files.collect::<Result<Vec<_>, _>>()?,
-            &machine_options(&args),
-            &vary,
-        )?
+        guests(&args)?
     };
-    let limit = match &args.limit {
-        Some(limit) => Some(number("--limit", Some(limit), 1, MAX_LIMIT, 1)?),
-        None => None,
-    };
+    let limit = args.limit.as_ref();
+    let limit = limit.map(|limit| number("--limit", Some(limit), 1, MAX_LIMIT, 1));
+    let limit = limit.transpose()?;
     Ok(Invocation::Fio(Box::new(FioConfig {
         jobs: args.words.iter().map(PathBuf::from).collect(),
         out: path("--out", out)?,
@@ -206,6 +192,15 @@ pub fn config(args: FioArgs, given: &[String]) -> Result<Invocation, CliError> {
         limit: limit.map(Duration::from_secs),
         arguments: given.to_vec(),
     })))
+}
+
+fn guests(args: &FioArgs) -> Result<Vec<Machine>, CliError> {
+    let vary = args.vary.iter().map(|it| Vary::parse(it));
+    let vary: Vec<Vary> = vary.collect::<Result<_, _>>()?;
+    let files = args.machine.iter();
+    let files = files.map(|file| path("--machine", file.clone()));
+    let files: Vec<PathBuf> = files.collect::<Result<_, _>>()?;
+    machines(&files, &machine_options(args), &vary)
 }
 
 fn host(args: &FioArgs) -> Result<HostRuns, CliError> {

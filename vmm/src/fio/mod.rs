@@ -46,6 +46,9 @@ use crate::stderr;
 const SCRIPT: &str = include_str!("guest.sh");
 /// Where it is in guests, with the phases beside it.
 const GUEST_FOLDER: &str = "/berth-fio";
+/// What is in the folder of one run: the job files, and the machine's description.
+const JOBS: &str = "jobs";
+const MACHINE: &str = "machine.toml";
 /// Name of the host's setting.
 const HOST: &str = "host";
 
@@ -178,7 +181,7 @@ impl<'c> Bench<'c> {
 
     fn run(&mut self) -> anyhow::Result<u8> {
         self.warn_of_writes();
-        let end = self.run_all()?;
+        let end = self.run_all();
         self.session.progress.clear();
         let written = self.write();
         crate::cli::print(&page::text(&self.results, self.old.as_ref()));
@@ -189,7 +192,7 @@ impl<'c> Bench<'c> {
             }
             Err(error) => stderr::say(format_args!("berth fio: {error:#}")),
         }
-        if let Err(Interrupted(signal)) = end {
+        if let Err(Interrupted(signal)) = end? {
             stderr::say(format_args!(
                 "berth fio: ended by signal {signal}; what ran is kept"
             ));
@@ -226,14 +229,11 @@ impl<'c> Bench<'c> {
     ) -> anyhow::Result<Result<(), Interrupted>> {
         let (target, file) = (&self.targets[target], &self.files[file]);
         let place = self.folder.path().join("run");
-        let jobs = place.join("jobs");
-        if place.exists() {
-            fs::remove_dir_all(&place)?;
-        }
-        fs::create_dir_all(&jobs)?;
-        write_jobs(file, target, &jobs).context("cannot write the job files")?;
-        let machine = place.join("machine.toml");
-        fs::write(&machine, &target.setting.description)?;
+        prepare_run(&place, file, target).map_err(|error| {
+            let place = place.display();
+            anyhow::anyhow!("{place}: {}; TMPDIR can be another folder", plain(&error))
+        })?;
+        let (jobs, machine) = (place.join(JOBS), place.join(MACHINE));
         let socket = place.join("control");
         let berth = std::env::current_exe().context("cannot find berth's own file")?;
         let command = |from: usize| match &target.file {
@@ -444,6 +444,17 @@ fn name_of(out: &Path) -> String {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned()
+}
+
+/// Makes the folder of one run, with its job files and the machine.
+fn prepare_run(place: &Path, file: &JobFile, target: &Target) -> io::Result<()> {
+    if place.exists() {
+        fs::remove_dir_all(place)?;
+    }
+    let jobs = place.join(JOBS);
+    fs::create_dir_all(&jobs)?;
+    write_jobs(file, target, &jobs)?;
+    fs::write(place.join(MACHINE), &target.setting.description)
 }
 
 /// The phases of a file as `guest.sh` expects them.

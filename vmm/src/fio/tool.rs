@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::job::JobFile;
+use crate::control::plain;
 
 /// Lines of fio's that are shown.
 const LINES: usize = 4;
@@ -18,6 +19,14 @@ pub enum ToolError {
     /// It cannot be started.
     #[error("fio: {0}")]
     Start(std::io::Error),
+    /// There is no place for what it is to read.
+    #[error("{}: {problem}; TMPDIR can be another folder", path.display())]
+    Write {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why it cannot be written.
+        problem: String,
+    },
     /// It does not take a job file.
     #[error("{}: fio refuses it: {said}", path.display())]
     Refused {
@@ -57,7 +66,10 @@ pub fn version() -> Result<String, ToolError> {
 pub fn check(file: &JobFile, folder: &Path) -> Result<(), ToolError> {
     let path = folder.join("check.fio");
     for phase in &file.phases {
-        std::fs::write(&path, phase.text(None, None)).map_err(ToolError::Start)?;
+        std::fs::write(&path, phase.text(None, None)).map_err(|error| ToolError::Write {
+            path: path.clone(),
+            problem: plain(&error),
+        })?;
         let (taken, said) = fio(&["--parse-only", &path.display().to_string()])?;
         if !taken {
             let lines: Vec<&str> = said.lines().map(str::trim).take(LINES).collect();
