@@ -414,7 +414,10 @@ impl Talk<'_> {
 
     fn late(&self, started: bool) -> End {
         let what = if started {
-            format!("no end within {} s", self.limit().as_secs())
+            format!(
+                "no end within {} s; --limit SECONDS is for jobs that take longer",
+                self.limit().as_secs()
+            )
         } else {
             format!("fio could not be started within {} s", BOOT_LIMIT.as_secs())
         };
@@ -623,7 +626,8 @@ mod tests {
             Duration::from_secs(1),
         );
         assert_eq!(starts, 2);
-        assert_eq!(failure(&all[0]).what, "no end within 1 s");
+        let late = "no end within 1 s; --limit SECONDS is for jobs that take longer";
+        assert_eq!(failure(&all[0]).what, late);
         assert!(good(&all[1]) && good(&all[2]));
     }
 
