@@ -59,6 +59,15 @@ impl Metric {
         }
     }
 
+    /// How far a value may be off for the way it is counted, as a part of it.
+    fn resolution(self) -> f64 {
+        match self {
+            // fio's bins of latency are up to 1/64 wide, and rounds that meet in one differ nevertheless.
+            Self::Median | Self::Tail => 1.0 / 128.0,
+            Self::Iops | Self::IoTime => 0.0,
+        }
+    }
+
     /// Second by second, where fio tells it so.
     fn seconds(self, figures: &Figures) -> Vec<f64> {
         if self != Self::Iops {
@@ -87,8 +96,8 @@ pub struct Difference {
     /// How much more it is now, in percent.
     pub percent: f64,
     /// How far that may be off by chance (one standard deviation), in percent points, and how it is
-    /// known.
-    pub spread: Option<(f64, Source)>,
+    /// known of the old and of the new.
+    pub spread: Option<(f64, [Source; 2])>,
 }
 
 /// What to think of a difference.
@@ -272,18 +281,14 @@ fn differences(old: &Cell<'_>, new: &Cell<'_>) -> Vec<Difference> {
             return None;
         }
         let ratio = now.value / before.value;
-        let spread = |cell: &Cell<'_>| cell.spread(of, |figures| metric.seconds(figures));
+        let spread = |cell: &Cell<'_>| {
+            let (spread, source) = cell.spread(of, |figures| metric.seconds(figures))?;
+            Some((spread.max(metric.resolution()), source))
+        };
         // Of a ratio, the relative deviations add by their squares.
         let spread = spread(old)
             .zip(spread(new))
-            .map(|((a, first), (b, second))| {
-                let source = if first == second {
-                    first
-                } else {
-                    Source::Seconds
-                };
-                (ratio * a.hypot(b) * 100.0, source)
-            });
+            .map(|((a, first), (b, second))| (ratio * a.hypot(b) * 100.0, [first, second]));
         Some(Difference {
             metric,
             old: before,
@@ -318,7 +323,7 @@ mod tests {
         let iops = of(&all[0], "load/qd1, depth 1");
         assert!((iops.percent - 50.0).abs() < 1e-6);
         let (spread, source) = iops.spread.unwrap();
-        assert_eq!(source, Source::Rounds);
+        assert_eq!(source, [Source::TwoRounds; 2]);
         // Both vary by 12.86 %.
         assert!(
             (spread - 1.5 * 12.856 * 2f64.sqrt()).abs() < 0.01,
@@ -326,7 +331,7 @@ mod tests {
         );
         assert_eq!(iops.verdict(), Verdict::Same, "50 is less than twice 27.3");
         let mixed = of(&all[0], "load/mixed, depth 16");
-        assert_eq!(mixed.spread.unwrap().1, Source::Seconds);
+        assert_eq!(mixed.spread.unwrap().1, [Source::Seconds; 2]);
         assert_eq!(mixed.verdict(), Verdict::Better);
         assert!(mixed.text().starts_with("+50.0 % ± 0."), "{}", mixed.text());
         // One round has no spread of its percentiles.
@@ -368,6 +373,23 @@ mod tests {
         assert_eq!(pair.differences[1].verdict(), Verdict::Better);
         assert_eq!(pair.differences[0].verdict(), Verdict::Same);
         assert!(comparison.only_old.is_empty() && comparison.only_new.is_empty());
+    }
+
+    #[test]
+    fn the_next_bin_of_latency_is_no_difference() {
+        let (old, mut new) = (samples::results(), samples::results());
+        let mut verdict = |part: u64| {
+            for run in &mut new.runs {
+                if let Outcome::Done(figures) = &mut run.outcome {
+                    let read = figures.read.as_mut().unwrap();
+                    read.percentiles[0].1 = 20_000 + 20_000 / part;
+                }
+            }
+            with_old(&old, &new).pairs[0].differences[1].verdict()
+        };
+        // Both rounds of both are in one bin each, so that they do not differ at all.
+        assert_eq!(verdict(64), Verdict::Same);
+        assert_eq!(verdict(32), Verdict::Worse);
     }
 
     #[test]

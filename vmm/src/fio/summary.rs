@@ -38,8 +38,10 @@ pub struct Load<'a> {
 /// Where the spread of a value is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// From several rounds.
+    /// From three rounds or more.
     Rounds,
+    /// From two rounds, which is little to go by.
+    TwoRounds,
     /// From the seconds of one round.
     Seconds,
 }
@@ -48,7 +50,7 @@ impl Source {
     /// In a sentence.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Rounds => "between rounds",
+            Self::Rounds | Self::TwoRounds => "between rounds",
             Self::Seconds => "between seconds of a round",
         }
     }
@@ -91,7 +93,12 @@ impl Cell<'_> {
     ) -> Option<(f64, Source)> {
         let values = self.values(&of)?;
         if let Some(spread) = relative_deviation(&values) {
-            return Some((spread, Source::Rounds));
+            let source = if values.len() == 2 {
+                Source::TwoRounds
+            } else {
+                Source::Rounds
+            };
+            return Some((spread, source));
         }
         let figures = self.rounds.first()?.figures()?;
         let spread = relative_deviation(&seconds(figures))?;
@@ -310,6 +317,11 @@ mod tests {
             (1100.0, Some((1000.0, 1200.0)))
         );
         let (spread, source) = cell.spread(&iops, |_| vec![1.0, 2.0]).unwrap();
+        assert_eq!(source, Source::TwoRounds);
+        let three = Cell {
+            rounds: vec![cell.rounds[0], cell.rounds[1], cell.rounds[0]],
+        };
+        let (_, source) = three.spread(&iops, |_| vec![]).unwrap();
         assert_eq!(source, Source::Rounds);
         assert!((spread - 141.42 / 1100.0).abs() < 1e-4, "{spread}");
         let one = Cell {

@@ -3,7 +3,7 @@
 use super::chart::{Escaped, short, time};
 use super::compare::Comparison;
 use super::results::{Figures, PERCENTILES, Results};
-use super::summary::{Cell, Load, cpu_percent, of_direction, per_command};
+use super::summary::{Cell, Load, Source, cpu_percent, of_direction, per_command};
 use crate::guest_command::tail::printable;
 
 /// Rows of text under a head.
@@ -274,9 +274,11 @@ pub fn comparison(comparison: &Comparison) -> Table {
 
 /// Where the spreads of a comparison are from, and what has no partner.
 pub fn remarks(comparison: &Comparison) -> Vec<String> {
-    let spreads = comparison.pairs.iter().flat_map(|pair| &pair.differences);
+    let all = comparison.pairs.iter().flat_map(|pair| &pair.differences);
+    let all = all.filter_map(|difference| difference.spread);
+    let all: Vec<Source> = all.flat_map(|(_, sources)| sources).collect();
     let mut sources: Vec<&str> = Vec::new();
-    for (_, source) in spreads.filter_map(|difference| difference.spread) {
+    for source in &all {
         if !sources.contains(&source.words()) {
             sources.push(source.words());
         }
@@ -284,10 +286,14 @@ pub fn remarks(comparison: &Comparison) -> Vec<String> {
     let mut remarks = Vec::new();
     if !sources.is_empty() {
         remarks.push(format!(
-            "± is the standard deviation {} of both, put together; \"better\" and \"worse\" are beyond \
-             twice that.",
+            "± is the standard deviation {} of both, put together, and of latencies at least half a bin of \
+             fio's (0.8 %); \"better\" and \"worse\" are beyond twice that.",
             sources.join(" or ")
         ));
+    }
+    if all.contains(&Source::TwoRounds) {
+        let few = "Two rounds tell little of how far rounds differ; more of them, with --repeat, tell more.";
+        remarks.push(few.to_owned());
     }
     for (names, which) in [
         (&comparison.only_old, &comparison.old),
@@ -389,6 +395,10 @@ mod tests {
         let remarks = remarks(&all[0]);
         assert!(
             remarks[0].contains("between rounds or between seconds of a round of both"),
+            "{remarks:?}"
+        );
+        assert!(
+            remarks[1].starts_with("Two rounds tell little"),
             "{remarks:?}"
         );
     }
