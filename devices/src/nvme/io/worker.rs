@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::ram::GuestSlice;
+#[cfg(test)]
+use crate::storage::EngineStats;
 use crate::storage::{BackendError, Cancel, Completion, Engine, Token};
 
 use crate::subsystem::Namespace;
@@ -134,6 +136,12 @@ impl Worker {
             completions: Vec::new(),
             data: Vec::new(),
         })
+    }
+
+    /// What its engine has counted.
+    #[cfg(test)]
+    pub fn engine_stats(&self) -> Arc<EngineStats> {
+        self.engine.stats()
     }
 
     /// Serves until told to stop.
@@ -355,6 +363,7 @@ impl Worker {
                     command.parts = started.pending;
                     command.error = started.error;
                 }
+                self.engine.kick_early();
             }
         }
     }
