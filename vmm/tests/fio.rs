@@ -212,6 +212,85 @@ fn a_job_that_fails_is_told_and_others_run() {
 }
 
 #[test]
+fn what_cannot_be_written_ends_no_run() {
+    if !fio() {
+        return;
+    }
+    let place = Place::new();
+    // Nothing can be put in its place, as on a disk that is full.
+    fs::create_dir_all(place.path("out/index.html")).unwrap();
+    let done = place.run("load.fio --out out --host-only --host=disk.img --set runtime=1");
+    assert_eq!(done.exit.status, Some(1));
+    let told = done
+        .stderr
+        .matches("berth fio: out/index.html: is a directory")
+        .count();
+    assert_eq!(told, 3, "after each job and at the end: {}", done.stderr);
+    assert_eq!(jobs(&place.results("out")), [("one", true), ("four", true)]);
+    assert!(
+        done.stdout.contains("randread 4k, libaio"),
+        "{}",
+        done.stdout
+    );
+}
+
+/// Each reads 1,000 times a second, in four processes and then in two different jobs.
+const STEADY: &str = "[global]\nioengine=libaio\nrw=randread\nrate_iops=1000\ntime_based\nruntime=3\n\
+                      log_avg_msec=100\nwrite_lat_log=mine\nlog_unix_epoch=1\n[same]\nnumjobs=4\n\
+                      [a]\nstonewall\nbs=4k\n[b]\nbs=16k\n[dumb]\nstonewall\ngtod_reduce=1\n";
+
+#[test]
+fn a_jobs_own_logs_and_groups_do_not_change_the_figures() {
+    if !fio() {
+        return;
+    }
+    let place = Place::new();
+    place.job("steady.fio", STEADY);
+    let done = place.run("steady.fio --out out --host-only --host=disk.img");
+    assert_eq!(done.exit.status, Some(0));
+    let results = place.results("out");
+    for (run, rate) in [(0, 4000.0), (1, 2000.0)] {
+        let series = &results["runs"][run]["outcome"]["done"]["read"]["series"];
+        let series = series.as_array().unwrap();
+        assert!(!series.is_empty());
+        for second in series {
+            let of = |key: &str| second[key].as_f64().unwrap();
+            assert!(of("at") < 60.0, "{second}");
+            assert!(of("latency") > 0.0, "{second}");
+            // Of ten times as many lines the sum would be ten times as much.
+            assert!(of("iops") < rate * 1.5, "{rate}: {series:?}");
+        }
+    }
+    assert!(
+        done.stdout.contains("randread 4k+16k, libaio"),
+        "{}",
+        done.stdout
+    );
+    assert!(!done.stdout.contains("0 ns") && !done.stderr.contains("0 ns"));
+}
+
+#[test]
+fn the_file_is_the_one_that_is_named() {
+    if !fio() {
+        return;
+    }
+    let place = Place::new();
+    place.job("write.fio", "[w]\nrw=write\nsize=64k\ndirectory=/nowhere\n");
+    let empty = vec![0; 1 << 20];
+    for (name, status) in [("a:b.img", 0), ("c#d.img", 1), ("e;f.img", 1)] {
+        fs::write(place.path(name), &empty).unwrap();
+        let line = format!("write.fio --out {name}.out --allow-write --host-only --host={name}");
+        let done = place.run(&line);
+        assert_eq!(done.exit.status, Some(status), "{name}");
+        let written = fs::read(place.path(name)).unwrap() != empty;
+        assert_eq!(written, status == 0, "{name}");
+    }
+    for other in ["a", "b.img", "c", "e"] {
+        assert!(!place.path(other).exists(), "{other} was made");
+    }
+}
+
+#[test]
 fn what_cannot_be_is_refused_before_anything_runs() {
     if !fio() {
         return;
@@ -219,6 +298,8 @@ fn what_cannot_be_is_refused_before_anything_runs() {
     let place = Place::new();
     place.job("write.fio", "[w]\nrw=randwrite\nsize=64k\n");
     place.job("wrong.fio", "[w]\nrw=sideways\n");
+    place.job("unlink.fio", "[u]\nrw=read\nunlink=1\n");
+    place.job("delete.fio", "[d]\nioengine=filedelete\n");
     fs::create_dir(place.path("taken")).unwrap();
     fs::write(place.path("taken/results.json"), "{}").unwrap();
     let host = "--host-only --host=disk.img";
@@ -269,6 +350,16 @@ fn what_cannot_be_is_refused_before_anything_runs() {
             "load.fio: has none of the jobs three",
         ),
         (
+            &format!("load.fio --out out --section one --section fuor {host}"),
+            1,
+            "--section fuor: no job of that name is in the job files",
+        ),
+        (
+            &format!("disk.img --out out {host}"),
+            1,
+            "disk.img: is no job file",
+        ),
+        (
             &format!("load.fio --out taken {host}"),
             1,
             "--out taken: has results already",
@@ -282,6 +373,16 @@ fn what_cannot_be_is_refused_before_anything_runs() {
             "load.fio --out out --host-only --host=none.img",
             1,
             "--host=none.img: no such file",
+        ),
+        (
+            &format!("unlink.fio --out out --allow-write {host}"),
+            1,
+            "--host: unlink.fio, job u: unlink deletes the file; ",
+        ),
+        (
+            &format!("delete.fio --out out --allow-write {host}"),
+            1,
+            "--host: delete.fio, job d: filedelete deletes the file; ",
         ),
         (
             &format!("write.fio --out out {host}"),

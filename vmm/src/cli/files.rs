@@ -3,6 +3,9 @@
 //! They are opened later by who uses them, who reports what goes wrong then. This is for telling the
 //! user everything that can be told before anything starts.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs;
 use std::io::ErrorKind;
 use std::iter;

@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use argh::{ArgsInfo, FromArgs};
 
-use super::{CliError, Invocation, number, optional_path, path};
-use crate::fio::{FioConfig, HostRuns, Vary, canonical, machines};
+use super::values::{number, optional_path, path};
+use super::{CliError, Invocation};
+use crate::fio::{FioConfig, HostRuns, Vary, canonical, is_berths, machines};
 
 const MAX_REPEAT: u32 = 100;
 const MAX_LIMIT: u64 = 7 * 24 * 3600;
+/// Why guests have no other root.
+pub const ROOT: &str = "the guests of \"berth fio\" have a root of their own, of busybox and this host's fio; leave \
+                        it out, bring files along with --with and load modules with --module; fio in another root \
+                        runs with \"berth run --rootfs FOLDER -- fio JOBFILE\"";
 
 /// Run fio's job files in guests, and report: results.json, results.md and index.html, a page with
 /// pictures. A guest is booted for each machine, job file and round, and takes fio from this host. Jobs
@@ -116,6 +121,18 @@ pub struct FioArgs {
     words: Vec<String>,
 }
 
+/// Advice for an option that `berth run` has, where it has no place here.
+pub fn advice(given: &str) -> Option<&'static str> {
+    let name = given.split_once('=').map_or(given, |(name, _)| name);
+    match name.trim_start_matches('-') {
+        "rootfs" | "initrd" => Some(ROOT),
+        "trace" => {
+            Some("is an option of \"berth run\"; it would slow what is measured; leave it out")
+        }
+        _ => None,
+    }
+}
+
 /// `--host=FILE` is `--host-file FILE`: an option has a value or none.
 pub fn split_host(args: &[String]) -> Vec<String> {
     let split = |arg: &String| match arg.strip_prefix("--host=") {
@@ -143,8 +160,12 @@ pub fn config(args: FioArgs, given: &[String]) -> Result<Invocation, CliError> {
     if args.host_only && host == HostRuns::Disks {
         return Err(missing(
             "--host=FILE",
-            "without guests, the file has to be named",
+            "without guests, the file has to be named, with \"=\"",
         ));
+    }
+    if let (true, Some(option)) = (args.host_only, for_guests(&args).first()) {
+        let problem = "is for guests, and --host-only runs none";
+        return Err(CliError::usage(option, problem));
     }
     let vary: Vec<Vary> = args
         .vary
@@ -190,7 +211,7 @@ pub fn config(args: FioArgs, given: &[String]) -> Result<Invocation, CliError> {
 fn host(args: &FioArgs) -> Result<HostRuns, CliError> {
     match &args.host_file {
         Some(file) => Ok(HostRuns::File {
-            path: path("--host-file", file.clone())?,
+            path: path("--host=FILE", file.clone())?,
             writable: args.allow_write,
         }),
         None if args.allow_write => {
@@ -200,6 +221,14 @@ fn host(args: &FioArgs) -> Result<HostRuns, CliError> {
         None if args.host || args.host_only => Ok(HostRuns::Disks),
         None => Ok(HostRuns::No),
     }
+}
+
+/// Options that say what guests there are.
+fn for_guests(args: &FioArgs) -> Vec<String> {
+    let option = |name: &'static str| move |value: &String| format!("{name} {value}");
+    let machines = args.machine.iter().map(option("--machine"));
+    let vary = args.vary.iter().map(option("--vary"));
+    machines.chain(vary).chain(machine_options(args)).collect()
 }
 
 /// What of the options describes a machine, for `berth run`.
@@ -240,5 +269,62 @@ fn set(argument: &str) -> Result<(String, String), CliError> {
         let problem = "must be KEY=VALUE, an option of a job file";
         return Err(CliError::usage(format!("--set {argument}"), problem));
     }
-    Ok((canonical(key), value.to_owned()))
+    let key = canonical(key);
+    if is_berths(&key) {
+        let problem = "berth fio has fio tell its figures in its own way; leave it out";
+        return Err(CliError::usage(format!("--set {argument}"), problem));
+    }
+    Ok((key, value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::refused;
+    use super::ROOT;
+
+    #[test]
+    fn what_has_no_place_is_refused() {
+        refused(
+            35,
+            &[
+                (
+                    "fio a.fio --out o --rootfs DIR",
+                    &format!("--rootfs: {ROOT}"),
+                ),
+                (
+                    "fio a.fio --out o -rootfs=DIR",
+                    &format!("-rootfs=DIR: {ROOT}"),
+                ),
+                ("fio a.fio --out o --initrd x", &format!("--initrd: {ROOT}")),
+                (
+                    "fio a.fio --out o --trace x",
+                    "--trace: is an option of \"berth run\"; it would slow what is measured; leave it out",
+                ),
+                (
+                    "fio a.fio --out o --com2 x",
+                    "--com2: unknown option; see \"berth fio --help\"",
+                ),
+                (
+                    "fio a.fio --out o --host-only --host=x --vary cpus=1,2",
+                    "--vary cpus=1,2: is for guests, and --host-only runs none",
+                ),
+                (
+                    "fio a.fio --out o --host-only --host=x -m 1G",
+                    "--memory=1G: is for guests, and --host-only runs none",
+                ),
+                (
+                    "fio a.fio --out o --host=",
+                    "--host=FILE: the path is empty",
+                ),
+                (
+                    "fio a.fio --out o --host-only --host x",
+                    "--host=FILE: is missing; without guests, the file has to be named, with \"=\"",
+                ),
+                (
+                    "fio a.fio --out o --host-only --host=x --set log_avg_msec=1",
+                    "--set log_avg_msec=1: berth fio has fio tell its figures in its own way; leave it out",
+                ),
+            ],
+        );
+    }
 }

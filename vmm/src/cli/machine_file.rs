@@ -4,6 +4,9 @@
 //! again and again are tables, `[[device]]`, whose keys are the device's properties, or lists of texts. Everything becomes
 //! the text that the command line would have had, so that both mean the same and are refused alike.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -211,68 +214,5 @@ fn text_of(place: &str, value: &Value) -> Result<String, String> {
                 _ => "a table",
             }
         )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_says_what_a_command_line_would() {
-        let machine = MachineFile::parse(
-            "kernel = 'bzImage'\nmemory = 512\nio-threads = 2\n\
-             [[device]]\nid = 'c'\ndriver = 'nvme'\npoll-us = 0\naddr = 9\n\
-             [[device]]\ndriver = 'nvme-ns'\nfile = 'a,b.img'\nro = true\nshared = false\n\
-             [[disk]]\nnsid = 7\nfile = 'c.img'\n",
-        )
-        .unwrap();
-        assert_eq!(machine.single("kernel", None).unwrap(), "bzImage");
-        assert_eq!(machine.single("memory", None).unwrap(), "512");
-        assert_eq!(machine.single("memory", Some("1G".into())).unwrap(), "1G");
-        assert_eq!(machine.single("append", None), None);
-        assert_eq!(
-            machine.repeated("device", vec!["nvme".into()]),
-            [
-                "driver=nvme,addr=9,id=c,poll-us=0",
-                "driver=nvme-ns,file=a,,b.img,ro=on,shared=off",
-                "nvme"
-            ]
-        );
-        assert_eq!(machine.repeated("disk", Vec::new()), ["file=c.img,nsid=7"]);
-    }
-
-    #[test]
-    fn mistakes_are_explained() {
-        for (text, why) in [
-            ("kernel =", "is no TOML: "),
-            ("[[device]]\n[[device", "at line 2"),
-            (
-                "kernal = 'x'",
-                "unknown key \"kernal\" (did you mean \"kernel\"?)",
-            ),
-            ("cpus = [1]", "cpus: is a list; must be a string"),
-            (
-                "device = 'nvme'",
-                "device: must be tables, each headed [[device]]",
-            ),
-            ("[device]\ndriver = 'nvme'", "each headed [[device]]"),
-            ("with = 'x'", "with: must be a list"),
-            ("command = [1.5]", "command: is a fraction"),
-            ("[[device]]\nid = 1.5", "[[device]] 1: id: is a fraction"),
-            (
-                "[[disk]]\n[[disk]]\n'a=b' = 1",
-                "[[disk]] 2: \"a=b\" is no property",
-            ),
-            ("append = \"a\\u0000b\"", "append: contains NUL"),
-            (
-                "[[device]]\naddr = 0x10",
-                "[[device]] 1: addr: write a slot above 9 as a string",
-            ),
-        ] {
-            let problem = MachineFile::parse(text).unwrap_err();
-            assert!(problem.contains(why), "{problem:?}");
-            assert!(!problem.contains('\n'), "{problem:?}");
-        }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use argh::{CommandInfoWithArgs, FlagInfo, FlagInfoKind, Optionality};
 
-use super::{CliError, qemu};
+use super::{CliError, fio, qemu};
 use crate::grammar::did_you_mean;
 
 /// A command line in argh's form.
@@ -88,8 +88,10 @@ impl State<'_> {
         if !given.starts_with('-') {
             return None;
         }
-        if self.info.name == "run" {
-            return qemu::advice(given).map(|advice| CliError::usage(given, advice));
+        match self.info.name {
+            "run" => return qemu::advice(given).map(|advice| CliError::usage(given, advice)),
+            "fio" => return fio::advice(given).map(|advice| CliError::usage(given, advice)),
+            _ => {}
         }
         let name = given.split_once('=').map_or(given, |(name, _)| name);
         let long = format!("--{}", name.trim_start_matches('-'));

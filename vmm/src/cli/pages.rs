@@ -1,6 +1,6 @@
 //! The manual page and the completions of shells, from the same tables as `--help`.
 
-use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind, Optionality};
+use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 use argh_complete::Generator;
 use roff::{Inline, Roff, bold, italic, roman};
 
@@ -9,6 +9,34 @@ use crate::grammar::did_you_mean;
 
 /// Shells that completions are made for.
 pub const SHELLS: [&str; 4] = ["bash", "fish", "nushell", "zsh"];
+
+/// Print completions of berth's commands and options for a shell: bash, fish, nushell or zsh.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "completion",
+    help_triggers("-h", "--help"),
+    usage = "SHELL",
+    example = "berth completion bash > ~/.local/share/bash-completion/completions/berth"
+)]
+pub struct CompletionArgs {
+    #[argh(positional, greedy, hidden_help)]
+    pub words: Vec<String>,
+}
+
+/// Print the manual page.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(
+    subcommand,
+    name = "man",
+    help_triggers("-h", "--help"),
+    usage = "",
+    example = "berth man | man -l -"
+)]
+pub struct ManArgs {
+    #[argh(positional, greedy, hidden_help)]
+    pub words: Vec<String>,
+}
 
 /// Completions for a shell, as a script for it. It asks berth for the words, see
 /// [`complete`](super::complete); for nushell it has the commands and options in it.

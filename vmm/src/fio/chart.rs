@@ -17,7 +17,14 @@ pub use self::scale::{Axis, Unit, short, time};
 
 /// Colours of settings, in order.
 const COLOURS: [&str; 7] = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    // The text's, which is seen on a dark page, too.
+    "currentColor",
 ];
 /// Dashes of what is measured, in order.
 const DASHES: [&str; 4] = ["none", "7 3", "3 3", "1 3"];
@@ -28,7 +35,7 @@ const HEIGHT: f64 = 270.0;
 /// Where the plot is in it.
 const LEFT: f64 = 62.0;
 // Half of a tick's label is behind it.
-const RIGHT: f64 = WIDTH - 20.0;
+const RIGHT: f64 = WIDTH - 26.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = HEIGHT - 42.0;
 
@@ -111,7 +118,7 @@ impl Legend {
         for (index, name) in &self.dashes {
             let _ = write!(
                 text,
-                "<span><svg width=\"30\" height=\"12\"><path d=\"M1 6H29\" stroke=\"#555\" \
+                "<span><svg width=\"30\" height=\"12\"><path d=\"M1 6H29\" stroke=\"currentColor\" \
                  stroke-width=\"2\" stroke-dasharray=\"{}\"/></svg> {}</span> ",
                 dash(*index),
                 Escaped(name)

@@ -6,7 +6,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,11 @@ impl Running {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(mut command: Command, serial: u64, events: &Sender<Event>) -> io::Result<Self> {
+    pub fn start(
+        mut command: Command,
+        serial: u64,
+        events: &SyncSender<Event>,
+    ) -> io::Result<Self> {
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -83,7 +87,7 @@ impl Running {
             stdin,
             serial,
         };
-        let tell = |events: Sender<Event>| {
+        let tell = |events: SyncSender<Event>| {
             move |message| events.send(Event::Child(serial, message)).is_ok()
         };
         let (out, err) = (tell(events.clone()), tell(events.clone()));
@@ -108,11 +112,6 @@ impl Running {
             .stdin
             .write_all(b"go\n")
             .and_then(|()| self.stdin.flush());
-    }
-
-    /// Waits for its end, for a limited time; then ends it.
-    pub fn finish(mut self, limit: Duration) -> Option<ExitStatus> {
-        self.status(limit)
     }
 
     /// Its exit status, if it ends within `limit`.
@@ -312,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_child_and_what_it_started_end_when_dropped() {
-        let (sender, events) = mpsc::channel();
+        let (sender, events) = mpsc::sync_channel(8);
         let mut command = Command::new("sh");
         // The one behind ignores the request to end.
         command.args([
@@ -333,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_child_waits_for_its_go_and_tells_its_status() {
-        let (sender, events) = mpsc::channel();
+        let (sender, events) = mpsc::sync_channel(8);
         let mut command = Command::new("sh");
         command.args(["-c", "read -r word; echo \"ended 1 0\"; exit 5"]);
         let mut child = Running::start(command, 1, &sender).unwrap();
@@ -343,6 +342,6 @@ mod tests {
             events.recv_timeout(limit),
             Ok(Event::Child(1, Message::Ended(1, 0)))
         ));
-        assert_eq!(child.finish(limit).unwrap().code(), Some(5));
+        assert_eq!(child.status(limit).unwrap().code(), Some(5));
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::control::plain;
+use crate::grammar::parse_size;
 
 /// Larger files are no job files.
 const MAX_BYTES: u64 = 1 << 20;
@@ -44,6 +45,44 @@ const ALIASES: [(&str, &str); 4] = [
     ("wait_for_previous", "stonewall"),
 ];
 
+/// Engines that change a file whatever `rw` says.
+const CHANGING: [&str; 2] = ["falloc", "ftruncate"];
+/// Engines and options that are no I/O on the one file that the host has for jobs, and why.
+const NOT_ON_HOST: [(&str, &str); 7] = [
+    ("filecreate", "makes files"),
+    ("filedelete", "deletes the file"),
+    ("dircreate", "makes folders"),
+    ("dirdelete", "deletes folders"),
+    ("unlink", "deletes the file"),
+    ("unlink_each_loop", "deletes the file"),
+    ("read_iolog", "works on the files that the log names"),
+];
+/// Options by which `guest.sh` has fio tell what is measured. With others of a job's own the figures would
+/// be of something else: of a tenth of a second, of one process, in another file.
+const TELLING: [&str; 19] = [
+    "write_iops_log",
+    "write_bw_log",
+    "write_lat_log",
+    "write_hist_log",
+    "log_avg_msec",
+    "log_hist_msec",
+    "log_max_value",
+    "log_window_value",
+    "log_offset",
+    "log_prio",
+    "log_unix_epoch",
+    "log_alternate_epoch",
+    "log_compression",
+    "log_store_compressed",
+    "per_job_logs",
+    "group_reporting",
+    "lat_percentiles",
+    "clat_percentiles",
+    "slat_percentiles",
+];
+/// Longest time of a job that is believed: 10 years. Its limit is made of it.
+const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// Options by name; a flag has an empty value.
 pub type Options = BTreeMap<String, String>;
 
@@ -71,7 +110,7 @@ pub struct JobFile {
 pub struct Phase {
     /// The names of the jobs, joined with `+`.
     pub name: String,
-    /// Options of the first job, `[global]` ones included.
+    /// Options of the jobs, `[global]` ones included; where jobs differ, their values joined with `+`.
     pub options: Options,
     /// I/Os that may be out at a time, of all jobs together.
     pub depth: u32,
@@ -109,6 +148,7 @@ impl JobFile {
         let mut reader = Reader::default();
         reader.read(path, 0)?;
         let mut sections = reader.sections;
+        let names = job_names(&sections);
         if !only.is_empty() {
             sections.retain(|section| section.is_global() || only.contains(&section.name));
         }
@@ -119,7 +159,10 @@ impl JobFile {
         if phases.is_empty() {
             let problem = match only {
                 [] => "has no job, a section such as [randread]".to_owned(),
-                names => format!("has none of the jobs {}", names.join(", ")),
+                missing => {
+                    let missing = missing.join(", ");
+                    format!("has none of the jobs {missing}; it has {names}")
+                }
             };
             return Err(error(path, problem));
         }
@@ -129,6 +172,13 @@ impl JobFile {
             name: name.into_owned(),
             phases,
         })
+    }
+
+    /// Whether it has a job of that name, of those that were chosen.
+    pub fn has(&self, name: &str) -> bool {
+        let all = self.phases.iter().flat_map(|phase| &phase.sections);
+        all.into_iter()
+            .any(|section| !section.is_global() && section.name == name)
     }
 
     /// Whether a job of it may write or discard what is on its disk.
@@ -148,8 +198,17 @@ impl Phase {
     pub fn writes(&self) -> bool {
         self.jobs.iter().any(|job| {
             let rw = direction(job);
-            !matches!(rw, "read" | "randread")
+            !matches!(rw, "read" | "randread") || CHANGING.contains(&engine(job))
         })
+    }
+
+    /// What of its jobs must not run on the host's file, and what it does there.
+    pub fn unfit_for_host(&self) -> Option<(&'static str, &'static str)> {
+        let does = |job: &Options, name: &str| {
+            engine(job) == name || job.get(name).is_some_and(|value| value != "0")
+        };
+        let unfit = |(name, _): &(&str, &str)| self.jobs.iter().any(|job| does(job, name));
+        NOT_ON_HOST.into_iter().find(unfit)
     }
 
     /// How long its jobs say that they take; `None` if they end when their work is done.
@@ -161,7 +220,7 @@ impl Phase {
             Some(runtime.saturating_add(more.fold(Duration::ZERO, Duration::saturating_add)))
         };
         let all: Option<Vec<Duration>> = self.jobs.iter().map(of).collect();
-        all?.into_iter().max()
+        all?.into_iter().max().map(|all| all.min(MAX_TIME))
     }
 
     /// As a job file of its own. With `file`, its jobs work on that file instead of what they say, and
@@ -169,7 +228,9 @@ impl Phase {
     pub fn text(&self, file: Option<&str>, direct: Option<bool>) -> String {
         let mut text = String::new();
         let dropped = |key: &str| {
-            (file.is_some() && PLACES.contains(&key)) || (direct.is_some() && key == "direct")
+            TELLING.contains(&key)
+                || (file.is_some() && PLACES.contains(&key))
+                || (direct.is_some() && key == "direct")
         };
         // Writing to a string does not fail.
         if let Some(file) = file {
@@ -202,18 +263,51 @@ pub fn direction(options: &Options) -> &str {
     }
 }
 
+fn engine(options: &Options) -> &str {
+    options.get("ioengine").map_or("psync", String::as_str)
+}
+
 /// `iodepth` where the engine has one.
 fn depth(options: &Options) -> u32 {
-    let engine = options.get("ioengine").map_or("psync", String::as_str);
-    if SYNCHRONOUS.contains(&engine) {
+    if SYNCHRONOUS.contains(&engine(options)) {
         return 1;
     }
     count(options, "iodepth")
 }
 
 fn count(options: &Options, key: &str) -> u32 {
-    let value = options.get(key).and_then(|value| value.parse().ok());
-    value.unwrap_or(1).max(1)
+    // fio takes `1k`, too.
+    let size = |value: &String| parse_size(&value.to_ascii_uppercase()).ok();
+    let value = options.get(key).and_then(size).unwrap_or(1);
+    u32::try_from(value).unwrap_or(u32::MAX).max(1)
+}
+
+/// What an option is that is not given, where that is known.
+fn default(key: &str) -> &'static str {
+    match key {
+        "bs" => "4k",
+        "rw" => "read",
+        "ioengine" => "psync",
+        "iodepth" | "numjobs" => "1",
+        _ => "",
+    }
+}
+
+/// The options of jobs that run together as one.
+fn together(jobs: &[Options]) -> Options {
+    let mut all = Options::new();
+    for key in jobs.iter().flat_map(Options::keys) {
+        let value = |job: &'_ Options| job.get(key).cloned().unwrap_or(default(key).into());
+        let mut values: Vec<String> = jobs.iter().map(value).collect();
+        values.dedup();
+        all.insert(key.clone(), values.join("+"));
+    }
+    all
+}
+
+/// Whether `berth fio` needs the option for itself.
+pub fn is_berths(key: &str) -> bool {
+    TELLING.contains(&key)
 }
 
 /// A time of fio's: `30`, `30s`, `1m`, `500ms`.
@@ -231,6 +325,15 @@ fn time(text: &str) -> Option<Duration> {
         "us" => Some(Duration::from_micros(number)),
         _ => None,
     }
+}
+
+/// The first names of jobs, for people.
+fn job_names(sections: &[Section]) -> String {
+    const SHOWN: usize = 20;
+    let jobs = sections.iter().filter(|section| !section.is_global());
+    let names: Vec<&str> = jobs.map(|section| section.name.as_str()).collect();
+    let more = if names.len() > SHOWN { ", ..." } else { "" };
+    format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
 }
 
 fn error(path: &Path, problem: impl Into<String>) -> JobError {
@@ -273,6 +376,9 @@ fn phases(sections: &[Section]) -> Vec<Phase> {
             _ => phases.push(Phase::new(&globals, section, options)),
         }
     }
+    for phase in &mut phases {
+        phase.options = together(&phase.jobs);
+    }
     phases
 }
 
@@ -280,7 +386,7 @@ impl Phase {
     fn new(globals: &[Section], section: &Section, options: Options) -> Self {
         let mut phase = Self {
             name: String::new(),
-            options: options.clone(),
+            options: Options::new(),
             depth: 0,
             jobs: Vec::new(),
             sections: globals.to_vec(),
@@ -312,7 +418,9 @@ impl Reader {
         let failed = |problem: std::io::Error| error(path, plain(&problem));
         let found = fs::metadata(path).map_err(failed)?;
         if !found.is_file() || found.len() > MAX_BYTES {
-            return Err(error(path, "is no regular file of at most 1 MiB"));
+            let problem = "is no job file, which is a regular file of at most 1 MiB; a file for jobs on the \
+                           host is given with \"=\", --host=FILE";
+            return Err(error(path, problem));
         }
         let text = fs::read_to_string(path).map_err(failed)?;
         for (line, number) in text.lines().zip(1..) {
@@ -338,7 +446,8 @@ impl Reader {
             });
             return Ok(());
         }
-        if let Some(other) = line.strip_prefix("include ") {
+        let include = line.strip_prefix("include");
+        if let Some(other) = include.filter(|rest| rest.starts_with([' ', '\t'])) {
             if level == MAX_INCLUDES {
                 return Err(wrong("files include each other without an end"));
             }
@@ -418,7 +527,7 @@ mod tests {
         );
         let error = read("c").unwrap_err().to_string();
         assert!(
-            error.ends_with("load.fio: has none of the jobs c"),
+            error.ends_with("load.fio: has none of the jobs c; it has a, b"),
             "{error}"
         );
     }
@@ -428,7 +537,7 @@ mod tests {
         let file = read(
             "; first\n[global]\nIOENGINE = io_uring ; a comment\nruntime=2\nramp_time=500ms\n\
              [a]\nreadwrite=randread:8\niodepth=4\nnumjobs=2\n[b]\nrw=randread\niodepth=3\n\
-             [global]\niodepth=32\n[c]\nwait_for_previous\nrw=write\ninclude more.inc\n",
+             [global]\niodepth=32\n[c]\nwait_for_previous\nrw=write\ninclude\tmore.inc\n",
             &[],
         )
         .unwrap();
@@ -501,6 +610,68 @@ mod tests {
         for same in ["${BERTH_HAS_NO_SUCH}", "${", "a$b", ""] {
             assert_eq!(substituted(same), same);
         }
+    }
+
+    #[test]
+    fn jobs_that_run_together_have_the_options_of_all() {
+        let text =
+            "[global]\nbs=4k\nrw=randread\n[a]\niodepth=4\n[b]\nbs=16k\nrw=write\n[c]\nsync=1\n";
+        let options = read(text, &[]).unwrap().phases.remove(0).options;
+        let of = |key: &str| options[key].as_str();
+        assert_eq!(
+            (of("bs"), of("rw")),
+            ("4k+16k+4k", "randread+write+randread")
+        );
+        assert_eq!((of("iodepth"), of("sync")), ("4+1", "+1"));
+    }
+
+    #[test]
+    fn how_fio_tells_its_figures_is_not_the_jobs() {
+        let text = "[global]\nlog_avg_msec=100\nrw=read\n[a]\nwrite_lat_log=mine\nlog_unix_epoch=1\nbs=8k\n";
+        let file = read(text, &[]).unwrap();
+        assert_eq!(
+            file.phases[0].text(None, None),
+            "[global]\nrw=read\n[a]\nbs=8k\n"
+        );
+    }
+
+    #[test]
+    fn what_deletes_or_changes_files_is_known() {
+        let phase = |text: &str| {
+            read(&format!("[a]\nrw=read\n{text}\n"), &[])
+                .unwrap()
+                .phases
+                .remove(0)
+        };
+        for (text, name) in [
+            ("unlink=1", "unlink"),
+            ("unlink", "unlink"),
+            ("ioengine=filedelete", "filedelete"),
+            ("read_iolog=log", "read_iolog"),
+        ] {
+            assert_eq!(phase(text).unfit_for_host().unwrap().0, name);
+        }
+        assert_eq!(phase("unlink=0").unfit_for_host(), None);
+        assert!(phase("ioengine=ftruncate").writes() && !phase("ioengine=libaio").writes());
+    }
+
+    #[test]
+    fn depths_have_fios_units() {
+        let depth = |text: &str| {
+            let text = format!("[a]\nrw=read\nioengine=libaio\n{text}\n");
+            read(&text, &[]).unwrap().phases[0].depth
+        };
+        assert_eq!(depth("iodepth=1k"), 1024);
+        assert_eq!(depth("iodepth=0x10\nnumjobs=2"), 32);
+        assert_eq!(depth("iodepth=9999999999"), u32::MAX);
+        assert_eq!(depth("iodepth=many"), 1);
+    }
+
+    #[test]
+    fn a_time_without_an_end_is_a_limit_that_clocks_have() {
+        let file = read("[a]\nrw=read\nruntime=999999999999d\nramp_time=9h\n", &[]).unwrap();
+        let limit = file.phases[0].duration().unwrap();
+        assert!(std::time::Instant::now().checked_add(limit * 2).is_some());
     }
 
     #[test]

@@ -147,6 +147,13 @@ fn described(file: Option<&Path>, options: &[String]) -> Result<String, CliError
     }
     words.extend(options.iter().cloned());
     let text = dry_run(words.clone())?;
+    if table(&text).contains_key("rootfs") {
+        let argument = format!(
+            "--machine {}: --rootfs",
+            file.unwrap_or(Path::new("")).display()
+        );
+        return Err(CliError::usage(argument, cli::FIO_ROOT));
+    }
     if !namespaces(&text).is_empty() {
         return Ok(text);
     }
@@ -389,5 +396,16 @@ mod tests {
         let files = [dir.path().join("empty.toml")];
         let error = machines(&files, &words("--kernel DIR/kernel", &dir), &[]).unwrap_err();
         assert!(error.to_string().contains("has no disk"), "{error}");
+        let rootfs = format!(
+            "rootfs = '{}'\n[[disk]]\nnull = '1G'\n",
+            dir.path().display()
+        );
+        fs::write(dir.path().join("empty.toml"), rootfs).unwrap();
+        let error = machines(&files, &words("--kernel DIR/kernel", &dir), &[]).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("empty.toml: --rootfs: the guests of \"berth fio\" have"),
+            "{error}"
+        );
     }
 }

@@ -31,8 +31,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 
-pub use self::job::canonical;
 use self::job::{JobFile, Phase};
+pub use self::job::{canonical, is_berths};
 pub use self::machines::{Machine, Vary, machines};
 use self::private::Folder;
 use self::progress::Progress;
@@ -138,6 +138,10 @@ impl<'c> Bench<'c> {
             tool::check(&file, folder.path())?;
             files.push(file);
         }
+        let missing = |name: &&String| files.iter().all(|file| !file.has(name));
+        if let Some(name) = config.only.iter().find(missing) {
+            bail!("--section {name}: no job of that name is in the job files");
+        }
         distinct(&mut files);
         let targets = targets(config, &files)?;
         prepare_out(&config.out)?;
@@ -176,12 +180,15 @@ impl<'c> Bench<'c> {
         self.warn_of_writes();
         let end = self.run_all()?;
         self.session.progress.clear();
-        self.write()?;
+        let written = self.write();
         crate::cli::print(&page::text(&self.results, self.old.as_ref()));
-        stderr::say(format_args!(
-            "berth fio: {}",
-            self.config.out.join("index.html").display()
-        ));
+        match &written {
+            Ok(()) => {
+                let page = self.config.out.join("index.html");
+                stderr::say(format_args!("berth fio: {}", page.display()));
+            }
+            Err(error) => stderr::say(format_args!("berth fio: {error:#}")),
+        }
         if let Err(Interrupted(signal)) = end {
             stderr::say(format_args!(
                 "berth fio: ended by signal {signal}; what ran is kept"
@@ -193,7 +200,7 @@ impl<'c> Bench<'c> {
             let all = self.results.runs.len();
             stderr::say(format_args!("berth fio: {failed} of {all} runs failed"));
         }
-        Ok(u8::from(failed > 0))
+        Ok(u8::from(failed > 0 || written.is_err()))
     }
 
     /// Rounds take turns, so that what drifts on the host is the same for all.
@@ -247,25 +254,21 @@ impl<'c> Bench<'c> {
             };
             format!("{name}, {}{round}", phase.name)
         };
-        let mut failed = None;
         let (out, old, results) = (&self.config.out, self.old.as_ref(), &mut self.results);
         let mut sink = |progress: &mut Progress, done: Done| {
             let phase = &file.phases[done.phase];
             progress.end(&in_words(&done.outcome));
             let kept = keep(out, results, &name, file, phase, round, done);
-            let kept = kept.and_then(|()| write_all(out, results, old));
-            failed = failed.take().or(kept.err());
+            // There may be room again when the next job has ended.
+            if let Err(error) = kept.and_then(|()| write_all(out, results, old)) {
+                progress.say(&format!("berth fio: {error:#}"));
+            }
         };
-        let end = self.session.run(file, &launch, &title, &mut sink);
-        match failed {
-            Some(error) => Err(error).with_context(|| out.display().to_string()),
-            None => Ok(end),
-        }
+        Ok(self.session.run(file, &launch, &title, &mut sink))
     }
 
     fn write(&self) -> anyhow::Result<()> {
         write_all(&self.config.out, &self.results, self.old.as_ref())
-            .with_context(|| self.config.out.display().to_string())
     }
 
     /// A disk image is the user's own.
@@ -321,6 +324,9 @@ fn targets(config: &FioConfig, files: &[JobFile]) -> anyhow::Result<Vec<Target>>
         direct: None,
     };
     let mut targets: Vec<Target> = config.machines.iter().map(guest).collect();
+    if config.host != HostRuns::No {
+        refuse_unfit(files)?;
+    }
     let paths = match &config.host {
         HostRuns::No => Vec::new(),
         HostRuns::Disks => disks(&config.machines)?,
@@ -345,6 +351,22 @@ fn targets(config: &FioConfig, files: &[JobFile]) -> anyhow::Result<Vec<Target>>
         targets.push(host(path, name)?);
     }
     Ok(targets)
+}
+
+/// Refuses jobs that would do more on the host than read and write its file.
+fn refuse_unfit(files: &[JobFile]) -> anyhow::Result<()> {
+    for file in files {
+        for phase in &file.phases {
+            if let Some((what, why)) = phase.unfit_for_host() {
+                bail!(
+                    "--host: {}, job {}: {what} {why}; run it in guests only, or leave it out",
+                    file.path.display(),
+                    phase.name
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The file that each machine's only disk is on.
@@ -372,6 +394,19 @@ fn disks(machines: &[Machine]) -> anyhow::Result<Vec<PathBuf>> {
 fn host(path: &Path, name: String) -> anyhow::Result<Target> {
     let failed = |error: io::Error| anyhow::anyhow!("--host={}: {}", path.display(), plain(&error));
     let path = path.canonicalize().map_err(failed)?;
+    // fio would take the part before that for the name, and write to a file of that name.
+    if path
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .any(|byte| b";#\n".contains(byte))
+    {
+        bail!(
+            "--host={}: fio takes what is behind \";\" or \"#\" for a comment; give the file and its folder \
+             another name",
+            path.display()
+        );
+    }
     let direct = sys::takes_direct_io(&path).map_err(failed)?;
     let mut notes = Vec::new();
     if !direct {
@@ -473,14 +508,12 @@ fn keep(
     phase: &Phase,
     round: u32,
     done: Done,
-) -> io::Result<()> {
-    let mut raw = None;
-    if let Some(text) = &done.raw {
-        let number = results.runs.len() + 1;
-        let path = raw_name(number, &[setting, &file.name, &phase.name]);
-        results::replace(&out.join(&path), text.as_bytes())?;
-        raw = Some(path);
-    }
+) -> anyhow::Result<()> {
+    let number = results.runs.len() + 1;
+    let raw = raw_name(number, &[setting, &file.name, &phase.name]);
+    let written = done.raw.map(|text| replace(out, &raw, text.as_bytes()));
+    // Its figures are kept even if fio's own output cannot be.
+    let raw = Some(raw).filter(|_| matches!(written, Some(Ok(()))));
     if let Some(known) = results.settings.iter_mut().find(|it| it.name == setting)
         && known.system.is_none()
     {
@@ -496,7 +529,7 @@ fn keep(
         raw,
         outcome: done.outcome,
     });
-    Ok(())
+    written.unwrap_or(Ok(()))
 }
 
 /// `raw/003-tuned-load-qd32.json`, of letters that every file system takes.
@@ -513,13 +546,19 @@ fn raw_name(number: usize, words: &[&str]) -> PathBuf {
 }
 
 /// Writes all that is made of the results so far.
-fn write_all(out: &Path, results: &Results, old: Option<&Results>) -> io::Result<()> {
-    results.write(out)?;
-    results::replace(
-        &out.join("results.md"),
-        page::markdown(results, old).as_bytes(),
-    )?;
-    results::replace(&out.join("index.html"), page::html(results, old).as_bytes())
+fn write_all(out: &Path, results: &Results, old: Option<&Results>) -> anyhow::Result<()> {
+    replace(out, Path::new(results::FILE), &results.json()?)?;
+    let markdown = page::markdown(results, old);
+    replace(out, Path::new("results.md"), markdown.as_bytes())?;
+    let page = page::html(results, old);
+    replace(out, Path::new("index.html"), page.as_bytes())
+}
+
+/// Writes a file of the results anew.
+fn replace(out: &Path, name: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let path = out.join(name);
+    results::replace(&path, bytes)
+        .map_err(|error| anyhow::anyhow!("{}: {}", path.display(), plain(&error)))
 }
 
 fn in_words(outcome: &Outcome) -> String {
@@ -536,10 +575,10 @@ fn in_words(outcome: &Outcome) -> String {
         }
         Outcome::Done(figures) => {
             let all = figures.directions().map(|(name, it)| {
-                let tail = it.percentile(99.0).unwrap_or(0);
-                // Latencies are far below 2^52 ns.
-                let tail = chart::time(tail as f64);
-                format!("{name} {} IOPS, 99 % within {tail}", chart::short(it.iops))
+                // Latencies are far below 2^52 ns. A job may have turned them off.
+                let tail = it.percentile(99.0).map(|tail| chart::time(tail as f64));
+                let tail = tail.map_or(String::new(), |tail| format!(", 99 % within {tail}"));
+                format!("{name} {} IOPS{tail}", chart::short(it.iops))
             });
             all.collect::<Vec<_>>().join("; ")
         }

@@ -29,6 +29,9 @@ pub enum OutputError {
     /// Nothing was read or written.
     #[error("fio did no I/O")]
     Idle,
+    /// I/Os without a byte.
+    #[error("fio's I/Os had no bytes: where the jobs work, the disk or file has ended")]
+    Empty,
 }
 
 fn errno(error: i32) -> String {
@@ -70,26 +73,38 @@ pub fn figures(output: &str) -> Result<Figures, OutputError> {
     if figures.directions().next().is_none() {
         return Err(OutputError::Idle);
     }
+    let bytes = |job: &Value, name: &str| {
+        number(&job[name]["io_bytes"]).max(number(&job[name]["bw_bytes"]))
+    };
+    let all = |job: &Value| {
+        ["read", "write", "trim"]
+            .map(|name| bytes(job, name))
+            .iter()
+            .sum::<f64>()
+    };
+    if jobs.iter().all(|job| all(job) == 0.0) {
+        return Err(OutputError::Empty);
+    }
+    let length = jobs.iter().map(length).fold(0.0, f64::max);
     for job in jobs {
-        let processes = processes(&value, job);
-        figures.usr_cpu += number(&job["usr_cpu"]) * processes;
-        figures.sys_cpu += number(&job["sys_cpu"]) * processes;
+        // What fio tells is a mean over all processes that an entry stands for.
+        let share = match number(&job["job_runtime"]) / length {
+            share if share.is_finite() => share,
+            _ => 1.0,
+        };
+        figures.usr_cpu += number(&job["usr_cpu"]) * share;
+        figures.sys_cpu += number(&job["sys_cpu"]) * share;
         let switches = job["ctx"].as_u64().unwrap_or(0);
         figures.context_switches = figures.context_switches.saturating_add(switches);
     }
     Ok(figures)
 }
 
-/// CPU use of jobs that report as a group is a mean over them: how many an entry stands for.
-fn processes(output: &Value, job: &Value) -> f64 {
-    let all = output["jobs"].as_array().map_or(&[][..], Vec::as_slice);
-    let same = all.iter().filter(|it| it["jobname"] == job["jobname"]);
-    let options = [&job["job options"], &output["global options"]];
-    let mut found = options.into_iter().filter_map(|it| it["numjobs"].as_str());
-    let count: Option<u32> = found.next().and_then(|count| count.parse().ok());
-    // Of those that report for themselves there are as many entries.
-    let entries = u32::try_from(same.count()).unwrap_or(1).max(1);
-    f64::from((count.unwrap_or(1) / entries).max(1))
+/// How long an entry's I/O took in ms; `job_runtime` is the sum over its processes.
+fn length(job: &Value) -> f64 {
+    let directions = ["read", "write", "trim"].into_iter();
+    let all = directions.map(|name| number(&job[name]["runtime"]));
+    all.fold(0.0, f64::max)
 }
 
 fn number(value: &Value) -> f64 {
@@ -206,6 +221,8 @@ pub struct Logs {
 #[derive(Default, Clone, Copy)]
 struct Bucket {
     iops: f64,
+    /// Jobs that told their `iops`.
+    jobs: u32,
     bandwidth: f64,
     latency: f64,
     latencies: f64,
@@ -213,7 +230,7 @@ struct Bucket {
 
 impl Logs {
     /// Puts the seconds into the figures' directions. Each job logs for itself, a little before or
-    /// after the full second; a last, cut second is left out.
+    /// after the full second; a last second that not all jobs tell is left out.
     pub fn add_to(&self, figures: &mut Figures) {
         for (code, direction) in [
             (0, &mut figures.read),
@@ -229,7 +246,15 @@ impl Logs {
     fn seconds(&self, code: u32) -> Vec<Second> {
         let mut buckets: BTreeMap<u64, Bucket> = BTreeMap::new();
         for (at, value) in lines(&self.iops, code) {
-            buckets.entry(at).or_default().iops += value;
+            let bucket = buckets.entry(at).or_default();
+            bucket.iops += value;
+            bucket.jobs = bucket.jobs.saturating_add(1);
+        }
+        let mut last = buckets.iter().rev();
+        if let (Some((&at, end)), Some((_, before))) = (last.next(), last.next())
+            && end.jobs < before.jobs
+        {
+            buckets.remove(&at);
         }
         for (at, value) in lines(&self.bandwidth, code) {
             if let Some(bucket) = buckets.get_mut(&at) {
@@ -253,8 +278,10 @@ impl Logs {
     }
 }
 
-/// Second and value of each line of a log, `ms, value, direction, …`, in one direction.
+/// Second and value of each line of a log, `ms, value, direction, …`, in one direction. One job's lines
+/// are behind the other's.
 fn lines(log: &str, code: u32) -> impl Iterator<Item = (u64, f64)> {
+    let mut last = (0, 0);
     log.lines().filter_map(move |line| {
         let mut fields = line.split(',').map(str::trim);
         let ms: u64 = fields.next()?.parse().ok()?;
@@ -262,7 +289,15 @@ fn lines(log: &str, code: u32) -> impl Iterator<Item = (u64, f64)> {
         let direction: u32 = fields.next()?.parse().ok()?;
         let value = if value.is_finite() { value } else { 0.0 };
         let value = value.clamp(0.0, MOST);
-        (direction == code).then_some((ms.saturating_add(500) / 1000, value))
+        if direction != code {
+            return None;
+        }
+        let (before, second) = last;
+        let at = ms.saturating_add(500) / 1000;
+        last = (ms, at);
+        // At its end fio logs the latency of the I/Os that were still out, often one alone.
+        let rest = at == second && at > 1 && ms >= before;
+        (!rest).then_some((at, value))
     })
 }
 
@@ -303,7 +338,7 @@ mod tests {
         assert_eq!(write.bins.iter().map(|(_, count)| count).sum::<u64>(), 72);
         assert_eq!(figures.trim, None);
         // fio tells the mean of the two processes.
-        assert_eq!(figures.usr_cpu, 0.183_333 * 2.0);
+        assert!((figures.usr_cpu - 0.183_333 * 2.0).abs() < 0.001);
     }
 
     #[test]
@@ -349,10 +384,54 @@ mod tests {
     }
 
     #[test]
+    fn cpu_time_is_that_of_all_processes_over_the_whole_phase() {
+        // As fio tells of a group of two jobs that ran 2 s each, and one that ran 1 s.
+        let job = |ms: u32, all: u32| {
+            format!(
+                r#"{{"usr_cpu":50,"sys_cpu":10,"job_runtime":{all},"read":{{"total_ios":1,"io_bytes":1,"runtime":{ms}}}}}"#
+            )
+        };
+        let of = |jobs: &[String]| {
+            let figures = figures(&format!(r#"{{"jobs":[{}]}}"#, jobs.join(","))).unwrap();
+            (figures.usr_cpu, figures.sys_cpu)
+        };
+        assert_eq!(of(&[job(2000, 4000)]), (100.0, 20.0));
+        assert_eq!(of(&[job(2000, 4000), job(1000, 1000)]), (125.0, 25.0));
+        assert_eq!(of(&[job(0, 0)]), (50.0, 10.0), "shorter than a millisecond");
+    }
+
+    #[test]
+    fn rests_of_a_second_are_no_seconds() {
+        let logs = Logs {
+            // The second job did not get to tell its third second.
+            iops: "999,50,0\n2000,50,0\n2999,50,0\n1000,60,0\n2001,60,0\n".into(),
+            // The first job's last I/Os come after its third second, the second one's after 2.4 s.
+            latency: "1000,7,0\n2000,7,0\n3000,7,0\n3000,900,0\n1000,9,0\n2000,9,0\n2400,900,0\n"
+                .into(),
+            ..Logs::default()
+        };
+        let told: Vec<_> = logs
+            .seconds(0)
+            .iter()
+            .map(|it| (it.iops, it.latency))
+            .collect();
+        assert_eq!(told, [(110.0, 8.0), (110.0, 8.0)]);
+        let one = Logs {
+            iops: "1000,50,0\n2000,50,0\n3000,50,0\n".into(),
+            latency: "1000,7,0\n2000,7,0\n3004,7,0\n3004,900,0\n".into(),
+            ..Logs::default()
+        };
+        assert_eq!(
+            one.seconds(0).last().map(|it| (it.at, it.latency)),
+            Some((3.0, 7.0))
+        );
+    }
+
+    #[test]
     fn a_hostile_guests_numbers_are_only_numbers() {
         let max = u64::MAX;
         let job = format!(
-            r#"{{"jobname":"a","usr_cpu":1e308,"ctx":{max},"read":{{"total_ios":{max},"iops":1e308,
+            r#"{{"jobname":"a","usr_cpu":1e308,"ctx":{max},"read":{{"total_ios":{max},"iops":1e308,"io_bytes":{max},
             "lat_ns":{{"N":{max},"mean":1e308,"stddev":1e308,"bins":{{"{max}":{max},"7":{max},"x":1}}}}}}}}"#
         );
         let mut figures = figures(&format!(r#"{{"jobs":[{job},{job}]}}"#)).unwrap();
@@ -387,6 +466,9 @@ mod tests {
             "{error}"
         );
         assert_eq!(figures(r#"{"jobs":[{"error":0}]}"#), Err(OutputError::Idle));
+        // Reads behind the end of a file are I/Os, but read nothing.
+        let empty = r#"{"jobs":[{"read":{"total_ios":9,"io_bytes":0,"iops":0}}]}"#;
+        assert_eq!(figures(empty), Err(OutputError::Empty));
         assert!(figures("").is_err() && figures("{}").is_err());
     }
 }

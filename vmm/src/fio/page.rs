@@ -7,25 +7,34 @@ use super::compare::{self, Comparison};
 use super::results::{Results, Setting};
 use super::summary;
 use super::{pictures, table};
+use crate::guest_command::tail::printable;
 
 /// How it looks.
 const STYLE: &str = "\
-body{font:15px/1.45 system-ui,sans-serif;color:#1a1a1a;background:#fff;margin:2em auto;max-width:1440px;padding:0 1.5em}
-h1{font-size:1.6em;margin-bottom:.2em}h2{font-size:1.25em;margin-top:2em;border-bottom:1px solid #ccc;padding-bottom:.2em}
+:root{color-scheme:light dark;--paper:#fff;--ink:#1a1a1a;--soft:#e4e4e4;--rule:#888;--code:#f6f6f6}
+@media(prefers-color-scheme:dark){:root{--paper:#16181b;--ink:#e6e6e6;--soft:#33373c;--rule:#8a8f96;--code:#202327}
+figure.chart path,figure.chart rect,figure.chart circle{filter:brightness(1.25)}}
+body{font:15px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:2em auto;max-width:1440px;padding:0 1.5em}
+h1{font-size:1.6em;margin-bottom:.2em}h2{font-size:1.25em;margin-top:2em;border-bottom:1px solid var(--rule);padding-bottom:.2em}
 h3{font-size:1.05em;margin:1.4em 0 .3em}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(400px,1fr));gap:1em 1.5em}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(400px,100%),1fr));gap:1em 1.5em}
 figure.chart{margin:0}figcaption{font-weight:600;font-size:.93em;margin:.3em 0}
 svg.chart{width:100%;height:auto;overflow:visible}
-svg text{font:12px system-ui,sans-serif;fill:#333}svg text.axis{fill:#111}
-.grid{stroke:#e4e4e4;stroke-width:1;fill:none}.frame{stroke:#555;stroke-width:1;fill:none}
+svg text{font:12px system-ui,sans-serif;fill:var(--ink);paint-order:stroke;stroke:var(--paper);stroke-width:3px}
+.grid{stroke:var(--soft);stroke-width:1;fill:none}.frame{stroke:var(--rule);stroke-width:1;fill:none}
 .line{fill:none;stroke-width:1.8;stroke-linejoin:round}.whisker{fill:none;stroke-width:1.1}
-.mark{stroke:#fff;stroke-width:.8}
+.mark{stroke:var(--paper);stroke-width:.8}
 .legend{margin:.1em 0 0;font-size:.86em}.legend span{margin-right:1.1em;white-space:nowrap}.legend svg{vertical-align:-1px;fill:none}
 .table{overflow-x:auto;margin:.6em 0}table{border-collapse:collapse;font-size:.86em}
-th,td{padding:.2em .6em;text-align:right;border-bottom:1px solid #e4e4e4;white-space:nowrap}
-th{border-bottom:1px solid #888}th.word,td.word{text-align:left}
-.failed{border-left:4px solid #d55e00;padding-left:1em}
-pre{background:#f6f6f6;padding:.6em;overflow-x:auto;font-size:.86em}details{margin:.3em 0}
+th,td{padding:.2em .6em;text-align:right;border-bottom:1px solid var(--soft);white-space:nowrap}
+th{border-bottom:1px solid var(--rule)}th.word,td.word{text-align:left}
+.failed{border-left:4px solid #d55e00;padding-left:1em}.failed td{white-space:normal}
+pre{background:var(--code);padding:.6em;overflow-x:auto;font-size:.86em}details{margin:.3em 0}
+code{overflow-wrap:anywhere}
+@media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--soft:#ddd;--rule:#666;--code:#fff}
+body{max-width:none;margin:0;padding:0;font-size:11px}.charts{grid-template-columns:repeat(2,1fr)}
+figure.chart path,figure.chart rect,figure.chart circle{filter:none}
+figure.chart,tr{break-inside:avoid}h2,h3{break-after:avoid}.table{overflow:visible}th,td{padding:.1em .3em}}
 ";
 
 /// The page of the results, with `old` ones beside them if there are.
@@ -36,7 +45,12 @@ pub fn html(results: &Results, old: Option<&Results>) -> String {
          <style>\n{STYLE}</style></head>\n<body>\n<h1>{0}</h1>\n",
         Escaped(&results.name)
     );
-    let _ = writeln!(page, "<p>{}</p>", Escaped(&summary_line(results)));
+    let _ = writeln!(
+        page,
+        "<p>{}</p>\n<p><code>{}</code></p>",
+        Escaped(&summary_line(results)),
+        Escaped(&command_line(results))
+    );
     if let Some(failures) = table::failures(results) {
         let _ = write!(
             page,
@@ -62,9 +76,10 @@ pub fn html(results: &Results, old: Option<&Results>) -> String {
         for row in &load.rows {
             let _ = write!(
                 page,
-                "<h3>{}: queue depth {}</h3>\n<div class=\"charts\">\n{}</div>\n",
+                "<h3>{}: queue depth {}</h3>\n<p><code>{}</code></p>\n<div class=\"charts\">\n{}</div>\n",
                 Escaped(&row.title),
                 row.depth,
+                Escaped(&row.options()),
                 pictures::of_job(row, load.direction, results).concat()
             );
         }
@@ -79,14 +94,19 @@ pub fn html(results: &Results, old: Option<&Results>) -> String {
 
 /// The tables in Markdown.
 pub fn markdown(results: &Results, old: Option<&Results>) -> String {
-    let mut text = format!("# {}\n\n{}\n\n", results.name, summary_line(results));
+    let line = table::markdown;
+    let mut text = format!(
+        "# {}\n\n{}\n\n",
+        line(&results.name),
+        line(&summary_line(results))
+    );
     for table in tables(results) {
         text += &table.markdown();
     }
     for comparison in comparisons(results, old) {
         text += &table::comparison(&comparison).markdown();
         for remark in table::remarks(&comparison) {
-            let _ = write!(text, "{remark}\n\n");
+            let _ = write!(text, "{}\n\n", line(&remark));
         }
     }
     text
@@ -101,7 +121,7 @@ pub fn text(results: &Results, old: Option<&Results>) -> String {
     for comparison in comparisons(results, old) {
         text += &table::comparison(&comparison).text();
         for remark in table::remarks(&comparison) {
-            let _ = writeln!(text, "{remark}");
+            let _ = writeln!(text, "{}", printable(&remark));
         }
         text.push('\n');
     }
@@ -135,6 +155,20 @@ fn summary_line(results: &Results) -> String {
         (host.memory + (1 << 29)) >> 30,
         host.kernel
     )
+}
+
+/// How the results were made, as it would be typed.
+fn command_line(results: &Results) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_=.,:/+@%".contains(c);
+    let quoted = |word: &String| {
+        if !word.is_empty() && word.chars().all(plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    let words: Vec<String> = results.arguments.iter().map(quoted).collect();
+    format!("berth fio {}", words.join(" "))
 }
 
 fn cpus(count: usize) -> String {
@@ -213,6 +247,8 @@ mod tests {
     #[test]
     fn the_page_needs_nothing_else_and_no_text_is_markup() {
         let results = samples::results();
+        let mut results = results;
+        results.arguments.push("it's".into());
         let page = html(&results, Some(&results));
         for absent in [
             "<script", "http", "src=", "@import", "url(", "<poll>", "<engine>", "<b> ", "a & b",
@@ -223,6 +259,8 @@ mod tests {
             "&lt;poll&gt;",
             "no such &lt;engine&gt;",
             "a &amp; b",
+            r"berth fio load.fio &#39;it&#39;\&#39;&#39;s&#39;",
+            "<code>bs=4k iodepth=32 ioengine=io_uring rw=randread</code>",
             "qd32: queue depth 32",
         ] {
             assert!(page.contains(present), "{present}");
@@ -241,7 +279,8 @@ mod tests {
         let results = samples::results();
         let markdown = markdown(&results, None);
         assert!(
-            markdown.starts_with("# a & b\n\n2026-11-24 20:08 UTC; berth 0.1.0, fio-3.33; host: ")
+            markdown
+                .starts_with("# a &amp; b\n\n2026-11-24 20:08 UTC; berth 0.1.0, fio-3.33; host: ")
         );
         assert_eq!(markdown.matches("### ").count(), 3 + 1 + 2);
         let text = text(&results, None);

@@ -193,9 +193,14 @@ pub fn of_job(row: &Row<'_>, direction: &'static str, results: &Results) -> Vec<
         },
         title: format!("after {x:.0} s: {text}"),
     };
+    let several = row.cells.iter().flatten().any(|cell| cell.rounds.len() > 1);
+    let titled = |title: &str| match several {
+        true => format!("{title}, in the last round"),
+        false => title.to_owned(),
+    };
     let seconds = |title: &str, y: Axis, lines: Vec<Line>| {
         Lines {
-            title: title.to_owned(),
+            title: titled(title),
             x: Axis::linear("seconds", Unit::Count),
             y,
             lines,
@@ -209,12 +214,13 @@ pub fn of_job(row: &Row<'_>, direction: &'static str, results: &Results) -> Vec<
             .collect()
     });
     let latency = lines(&|it| {
-        let all = it.series.iter();
+        // A job may have turned latencies off.
+        let all = it.series.iter().filter(|it| it.latency > 0.0);
         all.map(|it| second(it.at, it.latency, time(it.latency)))
             .collect()
     });
     let histogram = Lines {
-        title: "Histogram of latency".to_owned(),
+        title: titled("Histogram of latency"),
         x: Axis::log("latency", Unit::Time),
         y: Axis::linear("of the I/Os", Unit::Percent),
         lines: lines(&histogram),
@@ -345,6 +351,9 @@ mod tests {
         let pictures = of_job(&loads[0].rows[0], "read", &results);
         assert_eq!(pictures.len(), 3);
         assert!(pictures[0].contains("after 5 s: 1.21k"), "{}", pictures[0]);
+        let last = |picture: &String| picture.contains("in the last round");
+        assert!(pictures.iter().all(last));
+        assert!(!of_job(&loads[1].rows[0], "read", &results).iter().any(last));
     }
 
     #[test]

@@ -60,11 +60,9 @@ impl Status {
                 ".".repeat(BAR - full)
             );
         }
-        for word in &self.words {
-            text += "  ";
-            text += word;
-        }
-        text
+        let bar = Some(text).filter(|bar| !bar.is_empty());
+        let words: Vec<String> = bar.into_iter().chain(self.words.clone()).collect();
+        words.join("  ")
     }
 }
 

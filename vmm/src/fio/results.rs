@@ -111,7 +111,7 @@ pub struct Run {
     pub round: u32,
     /// I/Os that could be out at a time: `iodepth` times `numjobs`.
     pub depth: u32,
-    /// Options of the first job, those of `[global]` included.
+    /// Options of the jobs, those of `[global]` included; where jobs differ, their values joined with `+`.
     pub options: Options,
     /// fio's own output, relative to this file.
     pub raw: Option<PathBuf>,
@@ -274,14 +274,14 @@ impl Results {
         serde_json::from_value(value).map_err(|problem| error(problem.to_string()))
     }
 
-    /// Writes them into the folder `dir`; a reader sees the old file or the new one.
+    /// As [`FILE`] has them.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, dir: &Path) -> io::Result<()> {
+    /// None that is known.
+    pub fn json(&self) -> serde_json::Result<Vec<u8>> {
         let mut bytes = serde_json::to_vec_pretty(self)?;
         bytes.push(b'\n');
-        replace(&dir.join(FILE), &bytes)
+        Ok(bytes)
     }
 
     /// Runs without figures.
@@ -349,8 +349,12 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
-    fs::write(&new, bytes)?;
-    fs::rename(&new, path)
+    let replaced = fs::write(&new, bytes).and_then(|()| fs::rename(&new, path));
+    if replaced.is_err() {
+        // A disk that is full has better use for its bytes.
+        let _ = fs::remove_file(&new);
+    }
+    replaced
 }
 
 /// The host as it is.
@@ -378,7 +382,10 @@ pub const DEPTH_OPTIONS: [&str; 3] = ["iodepth", "numjobs", "stonewall"];
 
 /// What is done, without how deep: runs that have it in common are points of one line.
 pub fn load_options(options: &Options) -> BTreeMap<&str, &str> {
-    const NO_LOAD: [&str; 6] = [
+    const NO_LOAD: [&str; 9] = [
+        "runtime",
+        "ramp_time",
+        "time_based",
         "description",
         "group_reporting",
         "percentile_list",
@@ -404,7 +411,7 @@ mod tests {
     fn what_is_written_is_read_and_nothing_else() {
         let dir = TempDir::new().unwrap();
         let results = super::super::samples::results();
-        results.write(dir.path()).unwrap();
+        replace(&dir.path().join(FILE), &results.json().unwrap()).unwrap();
         assert_eq!(Results::read(dir.path()).unwrap(), results);
         assert_eq!(Results::read(&dir.path().join(FILE)).unwrap(), results);
         let write = |text: &str| fs::write(dir.path().join(FILE), text).unwrap();
@@ -426,6 +433,15 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_written_leaves_nothing() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("index.html");
+        fs::create_dir(&path).unwrap();
+        assert!(replace(&path, b"text").is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
     fn the_host_is_described() {
         let host = host();
         assert!(
@@ -440,6 +456,7 @@ mod tests {
             Options::from([
                 ("rw".into(), "read".into()),
                 ("iodepth".into(), depth.into()),
+                ("runtime".into(), format!("{depth}0")),
                 ("stonewall".into(), String::new()),
             ])
         };

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,11 @@ const PHASE_SLACK: Duration = Duration::from_secs(120);
 const ENDLESS: Duration = Duration::from_secs(3600);
 /// How long a guest may take to power off.
 const END_LIMIT: Duration = Duration::from_secs(30);
+/// How often it is looked at meanwhile.
+const END_LOOK: Duration = Duration::from_millis(20);
+/// Messages that wait to be dealt with, some 32 MiB each at most: whoever sends more has to wait, a hostile
+/// guest too.
+const QUEUE: usize = 8;
 /// Lines that are kept of what was said last.
 const TAIL: usize = 12;
 
@@ -58,7 +63,7 @@ pub struct Launch<'l> {
 /// Where everything that happens is waited for.
 pub struct Session {
     events: Receiver<Event>,
-    sender: Sender<Event>,
+    sender: SyncSender<Event>,
     serial: u64,
     /// The line that the user sees.
     pub progress: Progress,
@@ -89,7 +94,7 @@ impl Session {
     /// # Errors
     /// No thread could be started.
     pub fn new(signals: Option<Signals>, progress: Progress) -> io::Result<Self> {
-        let (sender, events) = mpsc::channel();
+        let (sender, events) = mpsc::sync_channel(QUEUE);
         if let Some(signals) = signals {
             let sender = sender.clone();
             thread::Builder::new()
@@ -137,10 +142,7 @@ impl Session {
             let end = self.drive(&mut child, &mut talk, sink);
             next = talk.next;
             match end {
-                Ok(()) => {
-                    // Its status tells nothing that the phases have not told.
-                    child.finish(END_LIMIT);
-                }
+                Ok(()) => self.finish(child)?,
                 Err(End::Interrupted(interrupted)) => return Err(interrupted),
                 Err(End::Broken {
                     started: true,
@@ -159,6 +161,16 @@ impl Session {
                     return Ok(());
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of a child whose phases are over, for a limited time. Neither its status nor what
+    /// it says tells anything that the phases have not told.
+    fn finish(&self, mut child: Running) -> Result<(), Interrupted> {
+        let deadline = Instant::now() + END_LIMIT;
+        while child.status(END_LOOK).is_none() && Instant::now() < deadline {
+            self.next_message(&child, Instant::now() + END_LOOK)?;
         }
         Ok(())
     }
@@ -377,7 +389,9 @@ impl Talk<'_> {
 
     fn fio_failed(&self, status: i32, result: Result<Figures, OutputError>, raw: &str) -> Failure {
         let what = match result {
-            Err(error @ (OutputError::Job { .. } | OutputError::Idle)) => error.to_string(),
+            Err(error @ (OutputError::Job { .. } | OutputError::Idle | OutputError::Empty)) => {
+                error.to_string()
+            }
             Err(error) if status == 0 => error.to_string(),
             _ if status == 127 => "fio was not found".to_owned(),
             _ => format!("fio ended with status {status}"),
@@ -440,7 +454,7 @@ impl Talk<'_> {
 }
 
 /// Passes signals on.
-fn watch(signals: &Signals, events: &Sender<Event>) {
+fn watch(signals: &Signals, events: &SyncSender<Event>) {
     loop {
         match signals.wait() {
             Some(libc::SIGTSTP) => terminal::stop_process(),
@@ -501,6 +515,36 @@ mod tests {
         );
         assert_eq!(result, Ok(()));
         (all, starts.get())
+    }
+
+    #[test]
+    fn a_signal_is_seen_while_a_guest_powers_off() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("load.fio");
+        fs::write(&path, "[a]\nruntime=1\n").unwrap();
+        let file = JobFile::read(&path, &[], &[]).unwrap();
+        let command = |_| {
+            let mut command = Command::new("sh");
+            command.args([
+                "-c",
+                "echo ready 0; read -r _; echo ended 0 1; exec sleep 1000",
+            ]);
+            command
+        };
+        let launch = Launch {
+            command: &command,
+            socket: None,
+            limit: Some(LONG),
+        };
+        let mut session = Session::new(None, Progress::new(1)).unwrap();
+        let sender = session.sender.clone();
+        let start = Instant::now();
+        let title = |phase: &Phase| phase.name.clone();
+        let result = session.run(&file, &launch, &title, &mut |_, _| {
+            sender.send(Event::Signal(libc::SIGINT)).unwrap();
+        });
+        assert_eq!(result, Err(Interrupted(libc::SIGINT)));
+        assert!(start.elapsed() < END_LIMIT);
     }
 
     const LONG: Duration = Duration::from_secs(30);

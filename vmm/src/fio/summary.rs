@@ -54,6 +54,19 @@ impl Source {
     }
 }
 
+impl Row<'_> {
+    /// Options of its jobs, `bs=4k iodepth=32`.
+    pub fn options(&self) -> String {
+        let mut runs = self.cells.iter().flatten().flat_map(|cell| &cell.rounds);
+        let options = runs.next().into_iter().flat_map(|run| &run.options);
+        let words = options.map(|(key, value)| match value.as_str() {
+            "" => key.clone(),
+            value => format!("{key}={value}"),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+}
+
 impl Cell<'_> {
     /// The median of a figure, and its limits if there were several rounds. `None` if a round lacks it.
     pub fn value(&self, of: impl Fn(&Figures) -> Option<f64>) -> Option<Value> {

@@ -4,6 +4,7 @@ use super::chart::{Escaped, short, time};
 use super::compare::Comparison;
 use super::results::{Figures, PERCENTILES, Results};
 use super::summary::{Cell, Load, cpu_percent, of_direction, per_command};
+use crate::guest_command::tail::printable;
 
 /// Rows of text under a head.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,9 +19,40 @@ pub struct Table {
     pub words: usize,
 }
 
+/// Stands where a figure is not known.
+const UNKNOWN: &str = "–";
+
 impl Table {
+    /// Leaves out columns without any figure, such as those of berth where all ran on the host.
+    fn drop_unknown(&mut self) {
+        for column in (self.words..self.head.len()).rev() {
+            if self.rows.iter().all(|row| row[column] == UNKNOWN) {
+                self.head.remove(column);
+                for row in &mut self.rows {
+                    row.remove(column);
+                }
+            }
+        }
+    }
+
     /// In columns, for a terminal.
     pub fn text(&self) -> String {
+        // Names of older results may be anybody's.
+        let table = self.map(&|text| printable(text));
+        table.columns()
+    }
+
+    fn map(&self, of: &dyn Fn(&str) -> String) -> Self {
+        let all = |cells: &Vec<String>| cells.iter().map(|cell| of(cell)).collect();
+        Self {
+            title: of(&self.title),
+            head: all(&self.head),
+            rows: self.rows.iter().map(all).collect(),
+            words: self.words,
+        }
+    }
+
+    fn columns(&self) -> String {
         let length = |text: &String| text.chars().count();
         let mut widths: Vec<usize> = self.head.iter().map(length).collect();
         for row in &self.rows {
@@ -51,19 +83,15 @@ impl Table {
 
     /// As Markdown (GitHub's tables).
     pub fn markdown(&self) -> String {
-        // A bar would begin a cell, and a line's end would end the table.
-        let cell = |text: &String| {
-            text.replace('|', "\\|")
-                .replace('\n', " ")
-                .replace('<', "&lt;")
-        };
+        // A bar would begin a cell.
+        let cell = |text: &String| markdown(text).replace('|', "\\|");
         let line = |cells: &Vec<String>| {
             let cells: Vec<String> = cells.iter().map(cell).collect();
             format!("| {} |\n", cells.join(" | "))
         };
         let mut text = String::new();
         if !self.title.is_empty() {
-            text += &format!("### {}\n\n", self.title.replace('<', "&lt;"));
+            text += &format!("### {}\n\n", markdown(&self.title));
         }
         text += &line(&self.head);
         let columns = 0..self.head.len();
@@ -91,6 +119,13 @@ impl Table {
             row(&self.head, "th")
         )
     }
+}
+
+/// A text in a line of Markdown, where nothing becomes HTML.
+pub fn markdown(text: &str) -> String {
+    text.replace('\n', " ")
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
 }
 
 /// A load's figures: a row for each depth and setting.
@@ -127,19 +162,24 @@ pub fn load(load: &Load<'_>, results: &Results) -> Table {
             table.rows.push(cells);
         }
     }
+    table.drop_unknown();
     table
 }
 
 fn figures(cell: &Cell<'_>, direction: &'static str) -> Vec<String> {
     let text = |value: Option<super::chart::Value>, of: &dyn Fn(f64) -> String| {
-        value.map_or("–".to_owned(), |value| of(value.value))
+        value.map_or(UNKNOWN.to_owned(), |value| of(value.value))
     };
     let mut cells = Vec::new();
     let iops = cell.value(of_direction(direction, |it| Some(it.iops)));
     cells.push(text(iops, &short));
     let bandwidth = cell.value(of_direction(direction, |it| Some(it.bandwidth / 1e6)));
     cells.push(text(bandwidth, &megabytes));
-    let mean = cell.value(of_direction(direction, |it| Some(it.total.mean)));
+    // A job may have turned latencies off.
+    let mean = of_direction(direction, |it| {
+        Some(it.total.mean).filter(|mean| *mean > 0.0)
+    });
+    let mean = cell.value(mean);
     cells.push(text(mean, &time));
     for percent in PERCENTILES {
         // Latencies are far below 2^52 ns.
@@ -305,6 +345,25 @@ mod tests {
             "{}",
             lines[2]
         );
+    }
+
+    #[test]
+    fn columns_that_nobody_has_are_left_out() {
+        let mut results = samples::results();
+        results.settings.retain(|it| it.name == "host");
+        let loads = summary::loads(&results);
+        let table = load(&loads[0], &results);
+        assert_eq!(table.head.last().unwrap(), "sys");
+        assert!(table.rows.iter().all(|row| row.len() == table.head.len()));
+    }
+
+    #[test]
+    fn names_move_no_cursor() {
+        let table = Table {
+            head: vec!["\u{1b}[2Jname".into()],
+            ..Table::default()
+        };
+        assert_eq!(table.text(), "[2Jname\n");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::scale::Axis;
 use super::{
     BOTTOM, Escaped, HEIGHT, LEFT, Legend, RIGHT, TOP, Value, bottom_title, colour, figure, frame,
-    left_axis, title_element, whisker,
+    left_axis, mark, title_element, whisker,
 };
 
 /// A picture of bars.
@@ -52,7 +52,11 @@ impl Bars {
             for (index, setting, values) in &self.settings {
                 if let Some(value) = values.get(group).copied().flatten() {
                     let title = format!("{setting}, {name}: {}", self.y.label_of(value.value));
-                    drawing += &bar(&range, *index, x, width, value, &title);
+                    drawing += &if range.is_log() {
+                        dot(&range, *index, x + width / 2.0, value, &title)
+                    } else {
+                        bar(&range, *index, x, width, value, &title)
+                    };
                     legend.add((*index, setting), None);
                 }
                 x += width;
@@ -60,8 +64,22 @@ impl Bars {
         }
         drawing += &bottom_title(&self.x);
         drawing += &frame();
-        Some(figure(&self.title, &drawing, HEIGHT, &legend.html(false)))
+        let legend = legend.html(range.is_log());
+        Some(figure(&self.title, &drawing, HEIGHT, &legend))
     }
+}
+
+/// On a logarithmic axis the length of a bar would say nothing: it begins nowhere.
+fn dot(range: &super::scale::Range, index: usize, x: f64, value: Value, title: &str) -> String {
+    if !range.has(value.value) {
+        return String::new();
+    }
+    let place = |value| range.place(value, BOTTOM, TOP);
+    let mut text = String::new();
+    if let Some((low, high)) = value.limits.filter(|(low, high)| low < high) {
+        text += &whisker(x, place(low), place(high), colour(index));
+    }
+    text + &mark(index, x, place(value.value), title) + "\n"
 }
 
 fn bar(
@@ -73,13 +91,7 @@ fn bar(
     title: &str,
 ) -> String {
     let place = |value| range.place(value, BOTTOM, TOP);
-    // On a logarithmic axis a bar begins where the axis does.
-    let foot = if range.has(0.0) { place(0.0) } else { BOTTOM };
-    let head = if range.has(value.value) {
-        place(value.value)
-    } else {
-        foot
-    };
+    let (foot, head) = (place(0.0), place(value.value));
     let mut text = format!(
         "<rect class=\"bar\" fill=\"{}\" data-value=\"{}\" x=\"{:.1}\" y=\"{:.1}\" \
          width=\"{:.1}\" height=\"{:.1}\">{}</rect>",
@@ -92,7 +104,7 @@ fn bar(
         title_element(title)
     );
     if let Some((low, high)) = value.limits.filter(|(low, high)| low < high) {
-        text += &whisker(x + width / 2.0, place(low), place(high), "#333");
+        text += &whisker(x + width / 2.0, place(low), place(high), "currentColor");
     }
     text.push('\n');
     text

@@ -1,17 +1,17 @@
-//! Differences in percent with their spread, one below the other.
+//! Differences in percent with their spread, one below the other, each under its name.
 
 use std::fmt::Write;
 
 use super::scale::{Axis, Unit};
 use super::{Escaped, WIDTH, colour, figure, title_element};
 
-/// Height of a row.
-const ROW: f64 = 22.0;
-/// Where the plot begins; names are to the left.
-const BEGIN: f64 = 190.0;
+/// Height of a row: its name, and the mark below it.
+const ROW: f64 = 34.0;
+/// Where the plot is.
+const BEGIN: f64 = 20.0;
 const END: f64 = WIDTH - 22.0;
 /// Letters of a name that fit.
-const LETTERS: usize = 30;
+const LETTERS: usize = 62;
 
 /// A picture of differences.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,16 +51,14 @@ impl Differences {
                 range.label(tick)
             );
         }
-        let mut y = 8.0 + ROW / 2.0;
+        let mut y = 8.0 + ROW * 0.7;
         for (name, difference, spread) in rows {
             let x = place(*difference);
-            let short: String = name.chars().take(LETTERS).collect();
             let _ = write!(
                 drawing,
-                "<text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                BEGIN - 8.0,
-                y + 4.0,
-                Escaped(&short)
+                "<text class=\"tick\" x=\"2\" y=\"{:.1}\">{}</text>",
+                y - 9.0,
+                Escaped(&shortened(name))
             );
             let mut title = format!("{name}: {difference:+.1} %");
             if let Some(spread) = spread {
@@ -68,7 +66,7 @@ impl Differences {
                 let (low, high) = (place(difference - spread), place(difference + spread));
                 let _ = write!(
                     drawing,
-                    "<path class=\"whisker\" stroke=\"#333\" d=\"M{low:.1} {:.1}v6M{low:.1} \
+                    "<path class=\"whisker\" stroke=\"currentColor\" d=\"M{low:.1} {:.1}v6M{low:.1} \
                      {y:.1}H{high:.1}M{high:.1} {:.1}v6\"/>",
                     y - 3.0,
                     y - 3.0
@@ -90,5 +88,31 @@ impl Differences {
             Escaped(&axis.label(&range))
         );
         Some(figure(&self.title, &drawing, bottom + 42.0, ""))
+    }
+}
+
+/// Both ends of a long name: settings differ at its begin, jobs at its end.
+fn shortened(name: &str) -> String {
+    let count = name.chars().count();
+    if count <= LETTERS {
+        return name.to_owned();
+    }
+    let begin: String = name.chars().take(LETTERS / 2 - 1).collect();
+    let end: String = name.chars().skip(count - LETTERS / 2).collect();
+    format!("{begin}…{end}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_differ_look_different() {
+        let name = |job: &str| format!("{}: load/{job}, depth 1", "tuned ".repeat(20));
+        let (one, other) = (shortened(&name("qd1")), shortened(&name("é")));
+        assert!(one != other && one.ends_with("load/qd1, depth 1"), "{one}");
+        assert_eq!(one.chars().count(), LETTERS);
+        let setting = "tuned poll-us=50 io-threads=2: load/qd32, depth 32";
+        assert_eq!(shortened(setting), setting);
     }
 }

@@ -61,6 +61,9 @@ impl Axis {
 
     /// What is written along it.
     pub fn label(&self, range: &Range) -> String {
+        if range.has_own_units() {
+            return self.title.clone();
+        }
         match range.divisor().1 {
             "" => self.title.clone(),
             unit => format!("{}, {unit}", self.title),
@@ -133,6 +136,9 @@ impl Range {
 
     /// A tick's label.
     pub fn label(&self, tick: f64) -> String {
+        if self.has_own_units() {
+            return time(tick);
+        }
         let value = tick / self.divisor().0;
         if self.unit == Unit::Count && value.abs() >= 1000.0 {
             return short(value);
@@ -140,6 +146,16 @@ impl Range {
         let mut text = format!("{value:.3}");
         text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
         if text == "-0" { "0".into() } else { text }
+    }
+
+    /// Whether values are drawn by their logarithm.
+    pub fn is_log(&self) -> bool {
+        self.kind == Kind::Log
+    }
+
+    /// Whether each label has a unit: no one suits both microseconds and seconds.
+    fn has_own_units(&self) -> bool {
+        self.is_log() && self.unit == Unit::Time
     }
 
     /// What values are divided by, and what they then count.
@@ -291,15 +307,24 @@ mod tests {
     fn log_axes_hold_what_is_positive() {
         let axis = Axis::log("latency", Unit::Time);
         let found = labels(&axis, &[0.0, 12_000.0, 900_000.0, f64::INFINITY]);
-        assert_eq!(found, ["10", "20", "50", "100", "200", "500", "1000"]);
+        let expected = [
+            "10 µs", "20 µs", "50 µs", "100 µs", "200 µs", "500 µs", "1 ms",
+        ];
+        assert_eq!(found, expected);
         let wide = labels(&axis, &[900.0, 7e8]);
-        assert_eq!(wide, ["0.001", "0.01", "0.1", "1", "10", "100", "1000"]);
+        let expected = ["1 µs", "10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s"];
+        assert_eq!(wide, expected);
         assert_eq!(
             labels(&axis, &[5000.0]).len(),
             2,
             "one value has a range, too"
         );
-        assert_eq!(axis.label(&axis.range([9e5].into_iter())), "latency, µs");
+        assert_eq!(axis.label(&axis.range([9e5].into_iter())), "latency");
+        let linear = Axis::linear("latency", Unit::Time);
+        assert_eq!(
+            linear.label(&linear.range([9e5].into_iter())),
+            "latency, µs"
+        );
         assert!(!axis.range([1.0].into_iter()).has(0.0));
     }
 

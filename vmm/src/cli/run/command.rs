@@ -108,3 +108,72 @@ fn parse_with(arguments: &[String]) -> Result<Vec<With>, CliError> {
     }
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::{K, config, refused};
+    use super::*;
+
+    #[test]
+    fn a_command_is_left_as_it_is() {
+        let command = |line| config(line).command.unwrap();
+        let plain = command("-v -- sh -c exit~7 --kernel -- -v");
+        assert_eq!(plain.words, ["sh", "-c", "exit 7", "--kernel", "--", "-v"]);
+        assert_eq!((plain.rootfs, plain.with), (None, Vec::new()));
+        let full = command("--with a --with=b=/c --module m --rootfs DIR -- x");
+        assert_eq!(full.modules, ["m"]);
+        assert_eq!(full.with, [With::parse("a"), With::parse("b=/c")]);
+        assert!(matches!(full.rootfs.unwrap().kind, RootKind::Directory(_)));
+        let image = command("--rootfs DIR/a.img,ro -- x").rootfs.unwrap();
+        let RootKind::Disk(spec) = image.kind else {
+            panic!("no disk")
+        };
+        assert!(spec.disk.ro);
+    }
+
+    #[test]
+    fn a_command_without_its_options_or_the_other_way_round_is_refused() {
+        refused(
+            35,
+            &[
+                (
+                    "run --kernel x --",
+                    "--: the COMMAND is missing; for example \"berth run --disk a.img -- nvme list\"",
+                ),
+                (
+                    &format!("{K} --initrd DIR/a.img -- true"),
+                    "--initrd DIR/a.img: a COMMAND has an initramfs of berth's own; use --rootfs or --with",
+                ),
+                (
+                    &format!("{K} --com2 DIR/x -- true"),
+                    "--com2 DIR/x: COM2 carries the output of the COMMAND, which is on stdout and stderr",
+                ),
+                (
+                    &format!("{K} --rootfs DIR"),
+                    "--rootfs DIR: needs a COMMAND behind \"--\"",
+                ),
+                (
+                    &format!("{K} --module nvme"),
+                    "--module nvme: needs a COMMAND behind \"--\"",
+                ),
+                (
+                    &format!("{K} --with a"),
+                    "--with a: needs a COMMAND behind \"--\"",
+                ),
+                (
+                    &format!("{K} --with a --rootfs DIR/a.img -- true"),
+                    "--with a: has no place in an image; put the file into the image of --rootfs",
+                ),
+                (
+                    &format!("{K} --rootfs memory=1M -- true"),
+                    "--rootfs memory=1M: must be a directory or an image",
+                ),
+                (
+                    &format!("{K} --rootfs DIR/a.img,bogus=1 -- true"),
+                    "--rootfs DIR/a.img,bogus=1: unknown property \"bogus\" of a disk; allowed: bus, cache, ctrl, \
+                     detached, drive, eui64, file, format, id, logical_block_size, memory, nguid, nsid, null, ro, shared, uuid",
+                ),
+            ],
+        );
+    }
+}
