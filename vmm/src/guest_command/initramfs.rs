@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
+use super::asked::ask;
 use super::cpio::{Contents, Entry, Tree, file_type};
 use super::elf::Elf;
 use super::libraries::needed_by;
@@ -332,10 +333,9 @@ fn with_linker(berth: &Path) -> Result<Vec<u8>, Error> {
 }
 
 fn applets(busybox: &Path) -> Result<Vec<String>, Error> {
-    let output = Command::new(busybox).arg("--list").output();
-    let output = output.map_err(Error::file(busybox))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let names = text.lines().filter(|name| *name != "busybox");
+    let answer = ask(Command::new(busybox).arg("--list"));
+    let answer = answer.map_err(Error::file(busybox))?;
+    let names = answer.out.lines().filter(|name| *name != "busybox");
     Ok(names.map(str::to_owned).collect())
 }
 

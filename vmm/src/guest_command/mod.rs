@@ -3,6 +3,7 @@
 //! berth makes an initramfs in memory whose first process is berth itself (see [`crate::guest`]); that
 //! runs the command. Both ends talk over COM2: [`frames`] is how, [`channel`] is this end.
 
+mod asked;
 pub mod channel;
 mod cpio;
 mod elf;
@@ -351,6 +352,14 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
         .filter(|directory| directory.starts_with('/') && !name.is_empty())
         .map(|directory| Path::new(directory).join(name))
         .find(|path| fs::metadata(path).is_ok_and(|found| is_executable(&found)))
+}
+
+/// Opens a regular file to read; anything else could keep whoever opens it waiting.
+fn open_regular(path: &Path) -> io::Result<fs::File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
+    fs::File::open(path)
 }
 
 fn is_executable(metadata: &Metadata) -> bool {

@@ -9,6 +9,8 @@ use super::elf::Elf;
 
 /// Longer files are no modules.
 const MAX_MODULE: u64 = 256 << 20;
+/// Memory to unpack an xz file, in KiB; the kernel's own limit is far lower.
+const XZ_MEMORY: u32 = 256 << 10;
 
 /// Why a module cannot be brought along.
 #[derive(Debug, thiserror::Error)]
@@ -222,12 +224,14 @@ fn dependencies(module: &[u8]) -> io::Result<Vec<String>> {
 }
 
 fn unpacked(path: &Path) -> io::Result<Vec<u8>> {
-    let file = fs::File::open(path)?;
+    let file = super::open_regular(path)?;
     let mut bytes = Vec::new();
     let packing = path.extension().and_then(|extension| extension.to_str());
     let mut read = |reader: &mut dyn Read| reader.take(MAX_MODULE).read_to_end(&mut bytes);
     match packing {
-        Some("xz") => read(&mut lzma_rust2::XzReader::new(file, true))?,
+        Some("xz") => read(&mut lzma_rust2::XzReader::new_mem_limit(
+            file, true, XZ_MEMORY,
+        ))?,
         Some("gz") => read(&mut flate2::read::MultiGzDecoder::new(file))?,
         Some("zst") => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(file);
