@@ -45,8 +45,7 @@ impl Initramfs {
         }
         tree.directory("tmp", 0o1777);
         tree.directory(WORKING_DIRECTORY, 0o700);
-        // The kernel opens it before anything is mounted.
-        tree.character_device("dev/console", 0o600, (5, 1));
+        console(&mut tree);
         tree.file(INIT, 0o755, with_linker(berth)?);
         let linker = interpreter_of(berth);
         for library in needed_by(berth)? {
@@ -144,7 +143,10 @@ impl Initramfs {
     /// # Errors
     /// Something in it cannot be read.
     pub fn root(&mut self, directory: &Path) -> Result<(), Error> {
-        self.directory(directory, "/", false)
+        self.directory(directory, "/", false)?;
+        // Exported containers have a plain file there.
+        console(&mut self.tree);
+        Ok(())
     }
 
     /// Adds what `--with` names. Programs bring their libraries if there are none yet.
@@ -224,6 +226,11 @@ impl Initramfs {
     pub fn write(&self, out: impl io::Write) -> Result<(), Error> {
         self.tree.write(out).map_err(Error::Archive)
     }
+}
+
+/// The kernel opens it before anything is mounted.
+fn console(tree: &mut Tree) {
+    tree.character_device("dev/console", 0o600, (5, 1));
 }
 
 /// What the host has by the name of a command.
@@ -519,6 +526,8 @@ mod tests {
         fs::write(path("usr/bin/tool"), "tool").unwrap();
         fs::set_permissions(path("usr/bin/tool"), fs::Permissions::from_mode(0o4755)).unwrap();
         fs::create_dir(path("root")).unwrap();
+        fs::create_dir(path("dev")).unwrap();
+        fs::write(path("dev/console"), "").unwrap();
         drop(std::os::unix::net::UnixListener::bind(path("socket")).unwrap());
         let mut initramfs = empty();
         initramfs.root(dir.path()).unwrap();
@@ -532,6 +541,7 @@ mod tests {
         assert_eq!(files["usr/bin/other"].1, b"tool");
         assert_eq!(files["bin"].0, 0o120_777);
         assert!(!files.contains_key("socket"));
+        assert_eq!(files["dev/console"].0, 0o020_600);
         assert!(files.contains_key(".berth/init"));
     }
 }

@@ -1,7 +1,8 @@
 //! `berth run … -- COMMAND`: a command that runs in the guest as if it ran here.
 //!
 //! berth makes an initramfs in memory whose first process is berth itself (see [`crate::guest`]); that
-//! runs the command. Both ends talk over COM2: [`frames`] is how, [`channel`] is this end.
+//! runs the command. Both ends talk over COM2: [`frames`] is how, [`channel`] is this end. What the command reads
+//! the guest takes at a port of its own, [`input`].
 
 mod asked;
 pub mod channel;
@@ -9,6 +10,7 @@ mod cpio;
 mod elf;
 pub mod frames;
 mod initramfs;
+pub mod input;
 pub mod kernel;
 mod libraries;
 mod modules;
