@@ -106,6 +106,9 @@ impl Initramfs {
             Found::Program(path) => Some(path),
             Found::NotExecutable(path) => return Err(Error::NotExecutable(path)),
             Found::Nothing if is_applet => None,
+            Found::Nothing if command.contains('/') => {
+                return Err(Error::NoFile(command.to_owned()));
+            }
             Found::Nothing => return Err(Error::NotFound(command.to_owned())),
         };
         match program {
@@ -217,6 +220,14 @@ impl Initramfs {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of the files in it.
+    ///
+    /// # Errors
+    /// One of them is gone.
+    pub fn size(&self) -> Result<u64, Error> {
+        self.tree.size().map_err(Error::Archive)
     }
 
     /// Writes the archive.
@@ -476,6 +487,9 @@ mod tests {
                 .starts_with("no-such-command: not found"),
             "{missing}"
         );
+        let missing = initramfs.small_system("./no/file").unwrap_err();
+        assert_eq!(missing.status(), 127);
+        assert!(missing.to_string().starts_with("./no/file: no such file"));
         let plain = initramfs.small_system("/etc/passwd").unwrap_err();
         assert_eq!(plain.status(), 126);
         assert!(plain.to_string().starts_with("/etc/passwd: "), "{plain}");

@@ -108,6 +108,9 @@ pub enum Error {
     /// There is no such program.
     #[error("{0}: not found: neither a program in this host's PATH nor an applet of busybox")]
     NotFound(String),
+    /// There is no such file.
+    #[error("{0}: no such file on this host, which the small system of the guest is made of")]
+    NoFile(String),
     /// It is there, but no program.
     #[error("{}: cannot be executed", .0.display())]
     NotExecutable(PathBuf),
@@ -151,6 +154,17 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// It cannot be unpacked in the guest.
+    #[error(
+        "the initramfs of the command would have {size} bytes, but the guest has {memory}; give it more, \
+         --memory SIZE, or bring less along (--rootfs DIR, --with)"
+    )]
+    TooLarge {
+        /// Bytes of what is in it.
+        size: u64,
+        /// Bytes of the guest's RAM.
+        memory: u64,
+    },
     /// The archive.
     #[error("cannot make the initramfs: {0}")]
     Archive(io::Error),
@@ -169,7 +183,7 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> u8 {
         match self {
-            Self::NotFound(_) => NOT_FOUND,
+            Self::NotFound(_) | Self::NoFile(_) => NOT_FOUND,
             Self::NotExecutable(_) => NOT_EXECUTABLE,
             _ => 1,
         }
@@ -288,7 +302,7 @@ pub fn prepare(config: &RunConfig, command: &GuestCommand) -> Result<Prepared, E
     }
     let modules = load_list(&config.kernel, command, &modules, task.root.as_ref())?;
     initramfs.task(task, modules);
-    let file = in_memory(&initramfs)?;
+    let file = in_memory(&initramfs, config.memory)?;
     config.initrd = Some(format!("/proc/self/fd/{}", file.as_raw_fd()).into());
     config.append = boot_words(&config);
     Ok(Prepared {
@@ -321,7 +335,12 @@ fn load_list(
     Ok(tree.with_dependencies(&names)?)
 }
 
-fn in_memory(initramfs: &Initramfs) -> Result<OwnedFd, Error> {
+/// The archive as a file in memory, if a guest with so much RAM can have it.
+fn in_memory(initramfs: &Initramfs, memory: u64) -> Result<OwnedFd, Error> {
+    let size = initramfs.size()?;
+    if size > memory {
+        return Err(Error::TooLarge { size, memory });
+    }
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let made = rustix::fs::memfd_create("initramfs", flags);
     let file = fs::File::from(made.map_err(|error| Error::Archive(error.into()))?);
@@ -341,7 +360,8 @@ fn boot_words(config: &RunConfig) -> String {
     let quiet = if config.verbosity == 0 { "quiet " } else { "" };
     let append = &config.append;
     let libraries = initramfs::LIBRARIES;
-    format!("{quiet}{append} rdinit={INIT} LD_LIBRARY_PATH={libraries}")
+    // What is behind " -- " is for the first process.
+    format!("{quiet}rdinit={INIT} LD_LIBRARY_PATH={libraries} {append}")
 }
 
 /// The program `name` in the directories of `PATH` and those for system administration, where many of
@@ -387,6 +407,23 @@ mod tests {
         ] {
             assert_eq!(status(&reason), expected, "{reason}");
         }
+    }
+
+    #[test]
+    fn what_the_guest_cannot_hold_is_not_copied() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(3 << 30).unwrap();
+        let mut initramfs = Initramfs::new(&std::env::current_exe().unwrap()).unwrap();
+        let with = With {
+            from: file.path().to_owned(),
+            to: Some("/large".into()),
+        };
+        initramfs.with(&with, false).unwrap();
+        let error = in_memory(&initramfs, 512 << 20).unwrap_err();
+        assert!(
+            matches!(error, Error::TooLarge { size, .. } if size > 3 << 30),
+            "{error}"
+        );
     }
 
     #[test]
