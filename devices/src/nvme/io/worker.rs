@@ -335,6 +335,9 @@ impl Worker {
         });
         if let Some(recording) = &mut self.recording {
             recording.fetched(key, group, sq, sqe);
+            if !recording.is_read() {
+                self.recording = None;
+            }
         }
         recording::probe_fetched(group, sq, sqe);
         let started = command::start(
