@@ -425,7 +425,7 @@ fn registry(
         io_threads,
         events,
     });
-    registry.drives().clone_from(&config.drives);
+    registry.drives_mut().clone_from(&config.drives);
     registry.add_all(&config.disks, &config.objects, &config.devices)?;
     Ok(registry)
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::plot;
@@ -93,6 +94,10 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
             match out {
                 None => crate::cli::print(&page),
                 Some(out) => {
+                    if is_same(config.file.as_deref(), out) {
+                        let problem = "is the trace; give the picture another name";
+                        return Err(TraceCommandError::new(out, problem));
+                    }
                     std::fs::write(out, page)
                         .map_err(|error| TraceCommandError::new(out, plain(&error)))?;
                     stderr::say(format_args!("berth trace: wrote {}", out.display()));
@@ -116,6 +121,12 @@ fn open(file: Option<&Path>) -> Result<(Box<dyn Read>, PathBuf), TraceCommandErr
         ));
     }
     Ok((Box::new(file), path.into()))
+}
+
+/// Whether the picture would replace the trace.
+fn is_same(file: Option<&Path>, out: &Path) -> bool {
+    let meta = |path: &Path| path.metadata().map(|meta| (meta.dev(), meta.ino()));
+    file.is_some_and(|file| matches!((meta(file), meta(out)), (Ok(file), Ok(out)) if file == out))
 }
 
 fn note(file: &Path, notes: Vec<String>) {

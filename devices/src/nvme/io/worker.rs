@@ -335,6 +335,9 @@ impl Worker {
         });
         if let Some(recording) = &mut self.recording {
             recording.fetched(key, group, sq, sqe);
+            if !recording.is_read() {
+                self.recording = None;
+            }
         }
         recording::probe_fetched(group, sq, sqe);
         let started = command::start(
@@ -351,14 +354,14 @@ impl Worker {
             Err(error) => self.finish(key, Err(error)),
             Ok(started) if started.pending == 0 => {
                 self.inline = self.inline.saturating_add(started.bytes);
-                self.count(index, sq, started.counted);
+                self.count(index, sq, sqe.nsid, started.counted);
                 let end = started
                     .error
                     .map_or(Ok(0), |error| Err(Kind::of(sqe).error(error)));
                 self.finish(key, end);
             }
             Ok(started) => {
-                self.count(index, sq, started.counted);
+                self.count(index, sq, sqe.nsid, started.counted);
                 if let Some(command) = self.in_flight.get_mut(key) {
                     command.parts = started.pending;
                     command.error = started.error;
@@ -368,12 +371,11 @@ impl Worker {
         }
     }
 
-    fn count(&mut self, group: usize, sq: usize, counted: command::Counted) {
-        let sq = self.groups[group]
-            .as_mut()
-            .and_then(|group| group.sq_mut(sq));
-        if let Some(sq) = sq {
-            counted.add_to(&sq.stats);
+    fn count(&mut self, group: usize, sq: usize, nsid: u32, counted: command::Counted) {
+        if let Some(group) = self.groups[group].as_mut()
+            && let Some(Some(sq)) = group.sqs.get(sq)
+        {
+            counted.add_to(&sq.stats, &mut group.snapshots, nsid);
         }
     }
 
