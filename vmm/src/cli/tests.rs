@@ -658,11 +658,13 @@ fn wrong_command_lines_are_refused() {
             ("run --verbose=2", "--verbose: takes no value"),
             (
                 "run bzImage",
-                "bzImage: unexpected argument; a kernel is given with --kernel, an image with --disk",
+                "bzImage: unexpected argument; a kernel is given with --kernel, an image with --disk, \
+                 a command behind \"--\"",
             ),
             (
                 "run --kernel x - -v",
-                "-: unexpected argument; a kernel is given with --kernel, an image with --disk",
+                "-: unexpected argument; a kernel is given with --kernel, an image with --disk, \
+                 a command behind \"--\"",
             ),
             (
                 "run --kernel x --",

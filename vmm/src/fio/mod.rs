@@ -177,7 +177,8 @@ impl<'c> Bench<'c> {
         let end = self.run_all()?;
         self.session.progress.clear();
         self.write()?;
-        crate::cli::print(&page::text(&self.results, self.old.as_ref()));
+        crate::cli::print(&page::text(&self.results, self.old.as_ref()))
+            .context("standard output")?;
         stderr::say(format_args!(
             "berth fio: {}",
             self.config.out.join("index.html").display()

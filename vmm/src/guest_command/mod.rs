@@ -106,7 +106,7 @@ pub enum Error {
     #[error("{0}: not found: neither a program in this host's PATH nor an applet of busybox")]
     NotFound(String),
     /// It is there, but no program.
-    #[error("{}: cannot be executed", .0.display())]
+    #[error("{path}: is no program that may be executed; if it is one, chmod +x {path}", path = .0.display())]
     NotExecutable(PathBuf),
     /// There is no busybox on this host.
     #[error(

@@ -76,7 +76,7 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
             } else {
                 summary.text()
             };
-            crate::cli::print(&text);
+            tell(&text)?;
         }
         TraceAction::Plot { out } => {
             let plot = plot::Plot::read(input).map_err(unread)?;
@@ -91,7 +91,7 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
                 plot.html(&title)
             };
             match out {
-                None => crate::cli::print(&page),
+                None => tell(&page)?,
                 Some(out) => {
                     std::fs::write(out, page)
                         .map_err(|error| TraceCommandError::new(out, plain(&error)))?;
@@ -101,6 +101,11 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
         }
     }
     Ok(())
+}
+
+fn tell(text: &str) -> Result<(), TraceCommandError> {
+    let failed = |error| TraceCommandError::new(Path::new("standard output"), plain(&error));
+    crate::cli::print(text).map_err(failed)
 }
 
 fn open(file: Option<&Path>) -> Result<(Box<dyn Read>, PathBuf), TraceCommandError> {
