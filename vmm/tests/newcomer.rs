@@ -176,6 +176,8 @@ const MORE: &[(&str, &str)] = &[
         "berth run --kernel bzImage --device virtio-blk,drive=d",
         "--device virtio-blk,drive=d: unknown driver \"virtio-blk\"; known drivers: nvme,",
     ),
+    // No keyboard's layout.
+    ("berth run -k bzImage", "-k: unknown option"),
     // In another place or order.
     (
         "berth run --kernel bzImage nvme list",

@@ -54,7 +54,7 @@ const QEMU: Options = &[
         &["s", "S", "gdb"],
         "berth has no debugger's interface; leave it out",
     ),
-    (&["name", "uuid", "rtc", "usb", "k"], NOTHING_LIKE_IT),
+    (&["name", "uuid", "rtc", "usb"], NOTHING_LIKE_IT),
 ];
 
 const CLOUD_HYPERVISOR: Options = &[
