@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use devices::legacy::serial::SerialPort;
 
+use crate::control::plain;
 use crate::exit::{ExitReason, Outcome};
 use crate::poll;
 
@@ -28,7 +29,7 @@ const ESCAPE: u8 = 1;
 /// 256 KiB wait for it, then the guest does. After 5 seconds without progress new bytes are dropped
 /// and counted, so that a reader that is stuck stops only itself; when it goes on, so does the
 /// output, and a warning says how much is missing. A reader that closed its end loses the rest,
-/// silently.
+/// silently; where nothing can be stored any more, on a full disk for example, a warning says so.
 #[derive(Clone)]
 pub struct Output(Arc<Shared>);
 
@@ -146,7 +147,13 @@ impl Shared {
             state.progress += 1;
             self.drained.notify_all();
             if let Err(error) = result {
-                tracing::debug!("{}: the reader is gone: {error}", self.name);
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    tracing::warn!(
+                        "{}: {}; what the guest prints from now on is lost",
+                        self.name,
+                        plain(&error)
+                    );
+                }
                 state.closed = true;
                 state.waiting = VecDeque::new();
                 return;

@@ -112,7 +112,7 @@ pub enum Error {
     #[error("{0}: no such file on this host, which the small system of the guest is made of")]
     NoFile(String),
     /// It is there, but no program.
-    #[error("{}: cannot be executed", .0.display())]
+    #[error("{path}: is no program that may be executed; if it is one, chmod +x {path}", path = .0.display())]
     NotExecutable(PathBuf),
     /// There is no busybox on this host.
     #[error(

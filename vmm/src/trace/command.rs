@@ -77,7 +77,7 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
             } else {
                 summary.text()
             };
-            crate::cli::print(&text);
+            tell(&text)?;
         }
         TraceAction::Plot { out } => {
             let plot = plot::Plot::read(input).map_err(unread)?;
@@ -92,7 +92,7 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
                 plot.html(&title)
             };
             match out {
-                None => crate::cli::print(&page),
+                None => tell(&page)?,
                 Some(out) => {
                     if is_same(config.file.as_deref(), out) {
                         let problem = "is the trace; give the picture another name";
@@ -106,6 +106,11 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
         }
     }
     Ok(())
+}
+
+fn tell(text: &str) -> Result<(), TraceCommandError> {
+    let failed = |error| TraceCommandError::new(Path::new("standard output"), plain(&error));
+    crate::cli::print(text).map_err(failed)
 }
 
 fn open(file: Option<&Path>) -> Result<(Box<dyn Read>, PathBuf), TraceCommandError> {
