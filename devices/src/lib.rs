@@ -7,6 +7,7 @@
 pub mod affinity;
 pub mod bus;
 mod closed;
+mod counter;
 #[cfg(test)]
 mod counting;
 pub mod interrupt;

@@ -19,7 +19,7 @@ mod trace;
 mod values;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use argh::{ArgsInfo, EarlyExit, FromArgs};
@@ -129,9 +129,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Cli
 }
 
 /// Prints on stdout. That nobody may be left to read it (`berth --help | head -1`) is no failure.
-pub fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    let _ = std::io::stdout().flush();
+///
+/// # Errors
+/// It cannot be stored, on a full disk for example.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
 }
 
 fn unknown_command(given: &str) -> CliError {

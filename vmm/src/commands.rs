@@ -138,6 +138,7 @@ impl Commands {
             Info::Qtree { json: true } => Ok(qtree::json(registry)),
             Info::Subsys => Ok(json!({ "subsystems": subsystems(registry)? })),
             Info::Nvme => Ok(json!({ "controllers": controllers(registry)? })),
+            Info::Block => Ok(json!({ "drives": drives(registry) })),
             Info::IoThreads => Ok(json!({ "iothreads": io_threads(registry)? })),
             Info::Stats => Ok(json!({
                 "controllers": controllers(registry)?,
@@ -221,6 +222,14 @@ fn namespaces(registry: &Registry) -> Result<Vec<Value>, CommandError> {
         }
     }
     Ok(values)
+}
+
+/// Each image that `drive=` of a device may name.
+fn drives(registry: &Registry) -> Vec<Value> {
+    let drives = registry.drives().values();
+    drives
+        .map(|drive| json!({ "id": drive.id, "file": drive.file.display().to_string(), "ro": drive.ro }))
+        .collect()
 }
 
 /// The machine's I/O threads, and behind them those of controllers that have their own.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use devices::legacy::serial::SerialPort;
 
+use crate::control::plain;
 use crate::exit::{ExitReason, Outcome};
 use crate::poll;
 
@@ -28,7 +29,7 @@ const ESCAPE: u8 = 1;
 /// 256 KiB wait for it, then the guest does. After 5 seconds without progress new bytes are dropped
 /// and counted, so that a reader that is stuck stops only itself; when it goes on, so does the
 /// output, and a warning says how much is missing. A reader that closed its end loses the rest,
-/// silently.
+/// silently; where nothing can be stored any more, on a full disk for example, a warning says so.
 #[derive(Clone)]
 pub struct Output(Arc<Shared>);
 
@@ -146,7 +147,13 @@ impl Shared {
             state.progress += 1;
             self.drained.notify_all();
             if let Err(error) = result {
-                tracing::debug!("{}: the reader is gone: {error}", self.name);
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    tracing::warn!(
+                        "{}: {}; what the guest prints from now on is lost",
+                        self.name,
+                        plain(&error)
+                    );
+                }
                 state.closed = true;
                 state.waiting = VecDeque::new();
                 return;
@@ -161,17 +168,7 @@ impl Shared {
             // In parts, so that a slow reader counts as one that makes progress.
             let (front, _) = batch.as_slices();
             let part = front.len().min(4096);
-            let count = match sink.write(&front[..part]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => count,
-                // Somebody else made the descriptor non-blocking: wait for it ourselves.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    thread::sleep(Duration::from_millis(10));
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
+            let count = write_some(sink, &front[..part])?;
             batch.drain(..count);
             if batch.is_empty() {
                 sink.flush()?;
@@ -195,14 +192,39 @@ impl Shared {
     }
 }
 
-/// Standard output, unbuffered: Rust's own handle holds back incomplete lines.
-pub struct Stdout;
+/// Writes a part of `bytes`, which is not empty; waits until that can be done.
+///
+/// # Errors
+/// Those of the sink.
+pub fn write_some(sink: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match sink.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            // Somebody else made the descriptor non-blocking: wait for it ourselves.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
 
-impl Write for Stdout {
+/// berth's own streams, unbuffered: Rust's handle of standard output holds back incomplete lines.
+pub enum Standard {
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Error,
+}
+
+impl Write for Standard {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // SAFETY: the pointer and the length are of one live slice.
-        let count = unsafe { libc::write(libc::STDOUT_FILENO, bytes.as_ptr().cast(), bytes.len()) };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+        let written = match self {
+            Self::Output => rustix::io::write(io::stdout(), bytes),
+            Self::Error => rustix::io::write(io::stderr(), bytes),
+        };
+        Ok(written?)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -178,7 +178,7 @@ impl Live {
         }
         let mut reply = json!({ "id": id });
         warn(&mut reply, &ignored);
-        registry.drives().insert(id, spec);
+        registry.drives_mut().insert(id, spec);
         Ok(reply)
     }
 
@@ -187,7 +187,7 @@ impl Live {
     /// # Errors
     /// There is no such drive.
     pub fn remove_drive(&self, id: &str) -> Result<Value, CommandError> {
-        match self.registry.borrow_mut().drives().remove(id) {
+        match self.registry.borrow_mut().drives_mut().remove(id) {
             Some(_) => Ok(json!({ "id": id })),
             None => {
                 let why = format!("drive_del {id}: no drive has this id");

@@ -25,11 +25,11 @@ use devices::pci::root::{PciRoot, PciWindows};
 use devices::ram::GuestRam;
 
 use crate::cli::RunConfig;
-use crate::console::{Output, PanicWatch, Stdout};
+use crate::console::{Output, PanicWatch, Standard};
 use crate::cpuid::Template;
 use crate::event_loop::EventLoop;
 use crate::exit::{ExitReason, Outcome, USAGE};
-use crate::guest_command::Session;
+use crate::guest_command::{Session, input};
 use crate::host::{SOFTWARE_KVM, kvm_is_software};
 use crate::interrupt::{Allocator, Interrupts};
 use crate::kvm::{self, KvmError};
@@ -199,7 +199,11 @@ impl Machine {
         let watched = sink(PanicWatch::new(lines.com1, Arc::clone(&outcome)));
         let com1 = serial_port(&shared, &interrupts, serial::COM1, COM1_IRQ, watched)?;
         let com2 = serial_port(&shared, &interrupts, serial::COM2, COM2_IRQ, lines.com2)?;
-        if lines.session.is_some() {
+        if let Some(session) = &lines.session {
+            let input = session.channel.input_port();
+            shared
+                .ports
+                .insert(input::PORT.into(), input::LEN.into(), input)?;
             let (port, serial) = (narrow(serial::COM2), Arc::clone(&com2));
             shared.strings = Some(StringPort { port, serial });
         }
@@ -284,7 +288,8 @@ struct Lines {
 impl Lines {
     /// The console to standard output, COM2 to a file.
     fn console(com2: Option<&Path>) -> Result<Self, MachineError> {
-        let console = Output::new("console", Stdout).map_err(host("the console's thread"))?;
+        let console = Output::new("console", Standard::Output);
+        let console = console.map_err(host("the console's thread"))?;
         let result = com2_output(com2)?;
         let outputs = [Some(console.clone()), result.clone()];
         Ok(Self {
@@ -420,7 +425,7 @@ fn registry(
         io_threads,
         events,
     });
-    registry.drives().clone_from(&config.drives);
+    registry.drives_mut().clone_from(&config.drives);
     registry.add_all(&config.disks, &config.objects, &config.devices)?;
     Ok(registry)
 }

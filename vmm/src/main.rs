@@ -43,10 +43,14 @@ fn main() -> ExitCode {
     }
     let watch = startup::Stopwatch::start();
     match cli::parse(std::env::args_os().skip(1)) {
-        Ok(cli::Invocation::Print(text)) => {
-            cli::print(&text);
-            ExitCode::SUCCESS
-        }
+        Ok(cli::Invocation::Print(text)) => match cli::print(&text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let why = control::plain(&error);
+                stderr::say(format_args!("berth: standard output: {why}"));
+                ExitCode::from(1)
+            }
+        },
         Ok(cli::Invocation::Nothing) => {
             stderr::say(format_args!("berth: {}", welcome::text()));
             ExitCode::from(exit::USAGE)

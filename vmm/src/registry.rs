@@ -154,7 +154,12 @@ impl Registry {
     }
 
     /// The drives that devices to come may name.
-    pub fn drives(&mut self) -> &mut Drives {
+    pub fn drives(&self) -> &Drives {
+        &self.drives
+    }
+
+    /// The same, to be changed.
+    pub fn drives_mut(&mut self) -> &mut Drives {
         &mut self.drives
     }
 
@@ -402,7 +407,6 @@ impl Registry {
         &self.parts.io_threads
     }
 
-    /// The default subsystem with the default controller, and the disks in it.
     /// Has the commands of all controllers recorded, or no more; those that come later follow.
     pub fn set_trace(&self, tracer: Option<&Arc<Tracer>>) {
         self.parts.io_threads.set_trace(tracer);
@@ -417,6 +421,7 @@ impl Registry {
         }
     }
 
+    /// The default subsystem with the default controller, and the disks in it.
     fn add_disks(&mut self, disks: &[NamespaceSpec]) -> Result<(), DeviceError> {
         if disks.is_empty() {
             return Ok(());

@@ -618,7 +618,10 @@ impl DriveSpec {
         let cache = p.take_with("cache", parse_cache)?.unwrap_or_default();
         let ro = p.take_bool("readonly")?.unwrap_or(false);
         let missing = |key, why| p.error(Problem::Missing { key, why });
-        let no_id = missing("id", "a device names the drive by it, with drive=");
+        let no_id = missing(
+            "id",
+            "a device names the drive by it, with drive=; an image alone is given with --disk FILE",
+        );
         let no_file = missing("file", "give the path of a raw image or block device");
         let ignored = properties.finish(DRIVE_HINTS)?;
         let spec = Self {

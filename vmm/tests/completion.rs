@@ -145,6 +145,8 @@ fn machine(folder: &Path) -> (Guest, Killed) {
         "--device",
         "nvme-ns,id=disk,bus=s,null=1M",
     ]);
+    // Known by its id only: no device uses it, so nothing opens its file.
+    command.args(["--drive", "file=spare.img,if=none,id=spare"]);
     command.arg("--control-socket").arg(folder.join("socket"));
     command.arg("--control-pipe").arg(folder.join("pipe"));
     let mut child = Killed(command.spawn().unwrap());
@@ -179,6 +181,8 @@ fn bash_is_offered_the_ids_of_a_machine_that_runs() {
             ("device_add nvme-ns,bus=", &["s", "left", "right"]),
             ("device_add nvme,id=x,subsys=", &["s"]),
             ("wait device_deleted d", &["disk"]),
+            ("drive_del ", &["spare"]),
+            ("device_add nvme,drive=", &["spare"]),
         ] {
             let line = format!("berth ctl {path} {line}");
             let mut offered = place.bash(&line);

@@ -321,7 +321,7 @@ fn what_a_command_lacks_is_named_before_the_guest_starts() {
             &[],
             "/etc/passwd",
             126,
-            "berth: /etc/passwd: cannot be executed",
+            "berth: /etc/passwd: is no program that may be executed; if it is one, chmod +x /etc/passwd",
         ),
         (
             &["--with", "/no/file"],

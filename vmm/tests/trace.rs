@@ -130,6 +130,20 @@ fn what_is_no_trace_is_named() {
         }
     }
     assert!(!folder.path().join("file.html").exists());
+    // A picture does not take the place of its trace.
+    let trace = folder.path().join("trace");
+    fs::write(&trace, "{\"berth_trace\":1}\n").unwrap();
+    let path = trace.to_str().unwrap();
+    let output = berth(&["trace", "plot", path, "--out", path]);
+    assert_eq!(output.status.code(), Some(1));
+    let err = text(&output.stderr);
+    assert!(
+        err.contains(&format!(
+            "{path}: is the trace; give the picture another name"
+        )),
+        "{err}"
+    );
+    assert_eq!(fs::read_to_string(&trace).unwrap(), "{\"berth_trace\":1}\n");
 }
 
 /// A command that was fetched and completed, two lines.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::Guard;
 
-use crate::subsystem::{AttachmentTable, Namespace};
+use crate::subsystem::{AttachmentTable, Namespace, TrafficCounter};
 
 use super::spec::BROADCAST;
 use super::stats::Gauge;
@@ -188,6 +188,8 @@ pub struct Snapshots<A: Atomics = Native> {
     // Only tables with commands in flight, so never more than there are such commands; and of each
     // only the namespaces that these commands are for.
     older: Vec<Snapshot>,
+    // By NSID in the current table; made with the first command that counts.
+    traffic: Vec<Option<TrafficCounter>>,
 }
 
 impl<A: Atomics> Snapshots<A> {
@@ -205,6 +207,7 @@ impl<A: Atomics> Snapshots<A> {
                 view,
             },
             older: Vec::new(),
+            traffic: Vec::new(),
         }
     }
 
@@ -216,6 +219,7 @@ impl<A: Atomics> Snapshots<A> {
             return;
         }
         self.version = version;
+        self.traffic.clear();
         let view = View::new(self.tables.latest.load_full());
         self.tables.add(&view);
         let epoch = Epoch(self.current.epoch.0.wrapping_add(1));
@@ -233,6 +237,27 @@ impl<A: Atomics> Snapshots<A> {
     pub fn enter(&mut self, nsid: u32) -> Epoch {
         self.current.view.enter(nsid);
         self.current.epoch
+    }
+
+    /// Counts traffic on a namespace of the current table; nothing if it is not there.
+    #[inline]
+    pub fn count(&mut self, nsid: u32, count: impl Fn(&TrafficCounter)) {
+        match self.traffic.get(nsid as usize) {
+            Some(Some(counter)) => count(counter),
+            _ => self.count_first(nsid, count),
+        }
+    }
+
+    #[cold]
+    fn count_first(&mut self, nsid: u32, count: impl Fn(&TrafficCounter)) {
+        let table = &self.current.view.table;
+        let Some(namespace) = table.get(nsid) else {
+            return;
+        };
+        if self.traffic.is_empty() {
+            self.traffic.resize_with(table.nsid_bound(), || None);
+        }
+        count(self.traffic[nsid as usize].insert(namespace.traffic_counter()));
     }
 
     /// The current table.

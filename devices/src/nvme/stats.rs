@@ -1,25 +1,10 @@
 //! Counters. Each is written by one thread and read by any.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::Serialize;
 
-/// A counter with one writer: counting is a plain load and store.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds `count`.
-    pub fn add(&self, count: u64) {
-        let value = self.0.load(Ordering::Relaxed);
-        self.0.store(value.wrapping_add(count), Ordering::Relaxed);
-    }
-
-    /// The count so far.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+pub use crate::counter::Counter;
 
 /// How many of something there are now, with one writer: as cheap as a [`Counter`].
 #[derive(Debug, Default)]

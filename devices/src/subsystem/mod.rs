@@ -10,6 +10,7 @@
 mod attachment;
 mod identity;
 mod namespace;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -20,6 +21,7 @@ pub use attachment::AttachmentTable;
 use identity::History;
 use namespace::Reach;
 pub use namespace::{Identity, MAX_NSID, Namespace, NamespaceConfig, NamespaceInfo};
+pub use traffic::{Traffic, TrafficCounter};
 
 use crate::storage::{Backend, ResizeError};
 
@@ -552,6 +554,7 @@ impl Members {
             backend: namespace.backend().describe(),
             attached: self.reached_by(plugged),
             in_flight: linked.in_flight(namespace),
+            traffic: namespace.traffic(),
         }
     }
 }

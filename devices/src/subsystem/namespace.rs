@@ -7,6 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::traffic::{Meter, Traffic, TrafficCounter};
 use crate::closed::Closed;
 use crate::storage::Backend;
 
@@ -64,6 +65,7 @@ pub struct Namespace {
     pub(super) reach: Reach,
     identity: Identity,
     blocks: AtomicU64,
+    meter: Meter,
     backend: Arc<dyn Backend>,
     // The last field: it is dropped behind the backend, which may keep it for longer.
     closed: Arc<Closed>,
@@ -103,6 +105,7 @@ impl Namespace {
                 block_shift,
             },
             blocks: AtomicU64::new(backend.size() >> block_shift),
+            meter: Meter::default(),
             backend,
             closed,
         }
@@ -182,6 +185,16 @@ impl Namespace {
         self.backend.read_only()
     }
 
+    /// Counts its commands for one thread.
+    pub fn traffic_counter(&self) -> TrafficCounter {
+        self.meter.counter()
+    }
+
+    /// Read and Write commands on it so far, over all controllers that there are and were.
+    pub fn traffic(&self) -> Traffic {
+        self.meter.total()
+    }
+
     /// What holds its bytes.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
@@ -211,4 +224,7 @@ pub struct NamespaceInfo {
     pub attached: Vec<String>,
     /// Commands in flight on it over all controllers.
     pub in_flight: u64,
+    /// Read and Write commands on it so far.
+    #[serde(flatten)]
+    pub traffic: Traffic,
 }

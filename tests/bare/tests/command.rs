@@ -258,11 +258,21 @@ fn a_reader_that_leaves_ends_the_command() {
 
 #[test]
 fn input_comes_back_whole() {
-    let Some((_machine, mut command)) = berth("echo", &[]) else {
+    comes_back_whole("echo", 50 << 10);
+}
+
+#[test]
+fn input_at_its_port_comes_back_whole() {
+    comes_back_whole("take", 10 << 20);
+}
+
+/// Sends so many bytes to a guest that plays `act` and sends them back.
+fn comes_back_whole(act: &str, bytes: usize) {
+    let Some((_machine, mut command)) = berth(act, &[]) else {
         return;
     };
     let mut child = Killed::start(command.stdin(Stdio::piped()));
-    let text = pattern(50 << 10);
+    let text = pattern(bytes);
     let mut input = child.0.stdin.take().unwrap();
     let sent = text.clone();
     let writer = thread::spawn(move || input.write_all(&sent).unwrap());

@@ -43,6 +43,15 @@ pub fn out_string(port: u16, bytes: &[u8]) {
     }
 }
 
+/// Reads all bytes from a port of a byte, one after the other.
+pub fn in_string(port: u16, bytes: &mut [u8]) {
+    // SAFETY: writes the bytes of a live slice, upwards (the ABI has the direction flag clear).
+    unsafe {
+        asm!("rep insb", in("dx") port, inout("rdi") bytes.as_mut_ptr() => _,
+            inout("rcx") bytes.len() => _, options(nostack, preserves_flags));
+    }
+}
+
 macro_rules! mmio {
     ($read:ident, $write:ident, $type:ty, $class:ident, $template:literal) => {
         /// Reads a device register at a physical address of any alignment, in one access.

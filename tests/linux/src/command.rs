@@ -111,9 +111,7 @@ pub fn streams(kit: &Kit) -> Result<()> {
         "{MEBIBYTES} MiB of output in {:.1} s with the guest's start",
         started.elapsed().as_secs_f32()
     );
-    let input: String = (0..2000).map(|number| format!("{number}\n")).collect();
-    let done = runner.run(&["--", "cat"], Stdin::Given(input.clone().into_bytes()))?;
-    ensure!(done.exit.success() && done.stdout == input, "{done:?}");
+    large_input(&runner)?;
     piped(
         "yes | \"$0\" \"$@\"",
         runner.kit,
@@ -126,9 +124,57 @@ pub fn streams(kit: &Kit) -> Result<()> {
         &["--", "yes"],
         "y\n",
     )?;
-    // What it leaves behind does not keep the guest.
+    // What it leaves behind does not keep the guest, even if it prints all the time.
     let left = "sleep 1000 & echo here";
-    runner.prints(&["--", "sh", "-c", left], "here\n")
+    runner.prints(&["--", "sh", "-c", left], "here\n")?;
+    let left = "while sleep 0.05; do echo x; done & echo here";
+    let done = runner.ends(&["--", "sh", "-c", left], 0)?;
+    let mut lines = done.stdout.lines();
+    ensure!(
+        lines.any(|line| line == "here") && done.stdout.len() < 1000,
+        "{done:?}"
+    );
+    Ok(())
+}
+
+/// Input of some size comes to the command as it is.
+fn large_input(runner: &Runner<'_>) -> Result<()> {
+    const BYTES: u32 = 10 << 20;
+    // No part of it is like another.
+    let input: Vec<u8> = (0..BYTES / 4).flat_map(u32::to_le_bytes).collect();
+    let sum = Process::builder("sha256sum")
+        .stdin(Stdin::Given(input.clone()))
+        .run(LIMIT)?;
+    ensure!(sum.exit.success(), "{sum:?}");
+    let done = runner.run(&["--", "sh", "-c", "cat | sha256sum"], Stdin::Given(input))?;
+    ensure!(
+        done.exit.success() && done.stdout == sum.stdout,
+        "{done:?}, expected {}",
+        sum.stdout
+    );
+    Ok(())
+}
+
+/// Where the kernel lets no program use I/O ports, everything goes through the terminal of COM2.
+pub fn without_ports(kit: &Kit) -> Result<()> {
+    let runner = newest(kit);
+    let options = ["-v", "--append", "lockdown=integrity", "--"];
+    let with = |words: &[&'static str]| [&options, words].concat();
+    let input: String = (0..4000).map(|number| format!("{number}\n")).collect();
+    let done = runner.run(&with(&["cat"]), Stdin::Given(input.clone().into_bytes()))?;
+    ensure!(
+        done.stderr.contains("input and output go byte by byte"),
+        "the ports could be used: {done:?}"
+    );
+    ensure!(done.exit.success() && done.stdout == input, "{done:?}");
+    let script = "yes 0123456789abcde | head -c 300000; echo err >&2; exit 7";
+    let done = runner.ends(&with(&["sh", "-c", script]), 7)?;
+    let expected = "0123456789abcde\n".repeat(300_000 / 16);
+    ensure!(done.stdout == expected, "{} bytes came", done.stdout.len());
+    ensure!(done.stderr.contains("err\n"), "{done:?}");
+    let done = runner.ends(&with(&["no-such-command"]), 127)?;
+    ensure!(done.stderr.contains("not found"), "{done:?}");
+    Ok(())
 }
 
 /// Runs a line of shell whose `"$0" "$@"` is berth with these words; it must end and print `expected`.
@@ -202,6 +248,32 @@ fn image_as_root(runner: &Runner<'_>, dir: &Path) -> Result<()> {
     let script = "cat /mark; grep -c ' / ext4 ro' /proc/mounts; touch /x 2>/dev/null || echo no";
     let words = ["--rootfs", &read_only, "--", "sh", "-c", script];
     runner.prints(&words, "written\n1\nno\n")
+}
+
+/// Roots of the kinds that stock kernels have as modules, packed in one of them.
+pub fn file_systems(kit: &Kit) -> Result<()> {
+    let dir = harness::scratch()?;
+    for version in [Version::V6_1, Version::V6_12] {
+        let runner = Runner { kit, version };
+        for kind in ["xfs", "btrfs"] {
+            let image = dir.path().join(kind);
+            fs::copy(kit.file(&format!("root.{kind}")), &image).context(kind)?;
+            let image = image.display().to_string();
+            let script = format!("grep -c ' / {kind} rw' /proc/mounts; echo written >/mark");
+            let words = ["--rootfs", &image, "--", "sh", "-c", &script];
+            runner.prints(&words, "1\n")?;
+            let read_only = format!("{image},ro");
+            let script =
+                format!("cat /mark; grep -c ' / {kind} ro' /proc/mounts; touch /x || exit 3");
+            let done = runner.ends(&["--rootfs", &read_only, "--", "sh", "-c", &script], 3)?;
+            ensure!(done.stdout == "written\n1\n", "{done:?}");
+        }
+        let image = kit.file("root.squashfs").display().to_string();
+        let script = "grep -c ' / squashfs ro' /proc/mounts; echo x >/tmp/x; cat /tmp/x";
+        let words = ["--rootfs", &image, "--", "sh", "-c", script];
+        runner.prints(&words, "1\nx\n")?;
+    }
+    Ok(())
 }
 
 /// A module of the stock kernel that needs another one.

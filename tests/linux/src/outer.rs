@@ -109,7 +109,7 @@ impl Outer {
         Self::build(kit, &program, &[], None, &self_line(words))
     }
 
-    /// The same, with `folder` on its scratch disk, where it is `/scratch`, and a bash.
+    /// The same, with `folder` on its scratch disk, where it is `/scratch`, a bash, and its kernel in `/boot`.
     ///
     /// # Errors
     /// When its initramfs or disk cannot be made.
@@ -158,6 +158,7 @@ impl Outer {
         }
         if folder.is_some() {
             tree.program("bin/bash", Path::new("/bin/bash"))?;
+            own_kernel(&mut tree, kit, &kernel)?;
         }
         for file in files {
             let name = file.file_name().context("a file without a name")?;
@@ -286,6 +287,16 @@ fn environment() -> String {
         text.push_str("export BERTH_TEST_VERBOSE=1\n");
     }
     text
+}
+
+/// The machine's kernel and modules where a distribution has them, for commands in guests that name none.
+fn own_kernel(tree: &mut Tree, kit: &Kit, kernel: &Path) -> Result<()> {
+    let release = std::fs::read_to_string(kernel.join("release"))?;
+    let image = format!("boot/vmlinuz-{release}");
+    tree.copy(&image, 0o644, &kernel.join("vmlinuz"));
+    let list = format!("lib/modules/{release}/modules.builtin");
+    tree.copy(&list, 0o644, &kit.file(&list));
+    Ok(())
 }
 
 /// A disk for what is made inside. Memory would do, but for O_DIRECT, which

@@ -206,6 +206,14 @@ pub const SCENARIOS: &[Scenario] = &[
         run: command::roots,
     },
     Scenario {
+        name: "command_file_systems",
+        run: command::file_systems,
+    },
+    Scenario {
+        name: "command_without_ports",
+        run: command::without_ports,
+    },
+    Scenario {
         name: "command_modules",
         run: command::modules,
     },

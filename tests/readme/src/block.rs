@@ -27,6 +27,8 @@ pub enum Place {
     Kvm,
     /// A place where stock Linux guests boot.
     Guest,
+    /// The same, and a kernel of the host's own in `/boot`.
+    OwnKernel,
 }
 
 /// How a block is run.
@@ -219,6 +221,7 @@ fn parse_notes(text: &str) -> Result<Notes> {
             ("host", true) => notes.place = Place::Host,
             ("kvm", true) => notes.place = Place::Kvm,
             ("guest", true) => notes.place = Place::Guest,
+            ("own-kernel", true) => notes.place = Place::OwnKernel,
             ("stays", true) => notes.run = Run::Stays,
             ("skip", false) => notes.run = Run::Skipped(value),
             ("types", false) => notes.talk.push(Talk::Types(value)),
@@ -250,6 +253,13 @@ fn parse_notes(text: &str) -> Result<Notes> {
 }
 
 impl Block {
+    /// Whether it is run where Linux guests are.
+    #[must_use]
+    pub fn boots_linux(&self) -> bool {
+        let place = matches!(self.place, Place::Guest | Place::OwnKernel);
+        place && !matches!(self.run, Run::Skipped(_))
+    }
+
     /// Its commands, with the replacements in place of what they replace.
     #[must_use]
     pub fn script(&self) -> String {
@@ -284,10 +294,11 @@ mod tests {
     fn blocks_come_in_order_with_their_lines_and_notes() {
         let readme = "# x\n```sh\ntrue\n```\n\
             <!-- test: guest\ntypes: nvme list\nshows: /dev/x\ntypes: exit -->\n```sh\nberth run\n```\n\
-            ```toml\na = 1\n```\n<!-- test: skip: it sings -->\n```console\n$ sing\nla\n```\n";
+            ```toml\na = 1\n```\n<!-- test: skip: it sings -->\n```console\n$ sing\nla\n```\n\
+            <!-- test: own-kernel -->\n```sh\nberth run -- true\n```\n";
         let blocks = parse(readme).unwrap();
         let lines: Vec<_> = blocks.iter().map(|block| block.line).collect();
-        assert_eq!(lines, [2, 9, 16]);
+        assert_eq!(lines, [2, 9, 16, 21]);
         assert_eq!(blocks[0].place, Place::Host);
         assert_eq!(blocks[0].text, "true\n");
         assert_eq!(blocks[1].place, Place::Guest);
@@ -299,6 +310,9 @@ mod tests {
         assert_eq!(blocks[1].talk, talk);
         assert_eq!(blocks[2].kind, Kind::Transcript);
         assert_eq!(blocks[2].run, Run::Skipped("it sings".into()));
+        assert_eq!(blocks[3].place, Place::OwnKernel);
+        let linux: Vec<_> = blocks.iter().map(Block::boots_linux).collect();
+        assert_eq!(linux, [false, true, false, true]);
     }
 
     #[test]

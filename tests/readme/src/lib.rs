@@ -16,6 +16,7 @@
 //! | `host` | runs anywhere; also meant if no place is named |
 //! | `kvm` | needs `/dev/kvm` of any kind |
 //! | `guest` | boots Linux: runs where Linux guests run |
+//! | `own-kernel` | the same with the host's own kernel: needs one in `/boot` |
 //! | `stays` | its guest stays in a terminal of its own while later blocks run |
 //! | `types: LINE` | typed at the next prompt of the guest's shell |
 //! | `shows: TEXT` | awaited from the guest: a line that contains it |

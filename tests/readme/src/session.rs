@@ -16,7 +16,7 @@ use crate::transcript::{self, Shell, Step};
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// Longest run of a block that boots guests, and of a wait for a prompt.
-const GUEST_LIMIT: Duration = Duration::from_secs(240);
+const GUEST_LIMIT: Duration = Duration::from_secs(8 * 60);
 
 /// How long a guest may take until it shows what a transcript says.
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
@@ -155,7 +155,7 @@ impl Session {
         let mut process = self.start(&script)?;
         talk(&mut process, &block.talk)?;
         let limit = match block.place {
-            Place::Guest => GUEST_LIMIT,
+            Place::Guest | Place::OwnKernel => GUEST_LIMIT,
             Place::Host | Place::Kvm => BUILD_LIMIT,
         };
         let exit = process.wait(limit)?;

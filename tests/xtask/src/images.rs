@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result};
 use harness::Tree;
 
 use crate::progress::Tool;
-use crate::{Context, kernels, packages};
+use crate::{Context, kernels, packages, roots};
 
 /// Raised when what the images hold changes without a change of their inputs.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What QEMU loads for a guest with a kernel, an NVMe device and serial ports, on a PC and on microvm.
 const FIRMWARE: [&str; 4] = [
@@ -174,6 +174,7 @@ impl Inputs {
 
         make_root_image(&small, &kit.join("root.img"))?;
         fs::copy(&self.busybox, kit.join("busybox"))?;
+        roots::make(&self.busybox, kit)?;
         self.build_qemu(&kit.join("qemu"))
     }
 

@@ -36,8 +36,18 @@ const KERNELS: [Kernel; 2] = [
 const MODULES: [&str; 5] = ["irqbypass", "kvm", "kvm-amd", "button", "evdev"];
 
 /// Modules that stay as they are packaged, where berth finds them for a command: `lib/modules` beside the
-/// kernel's folder. The second needs the first.
-const PACKAGED: [&str; 2] = ["dm-mod", "dm-crypt"];
+/// kernel's folder: file systems, and two of which one needs the other, with all that they need.
+const PACKAGED: [&str; 9] = [
+    "dm-mod",
+    "dm-crypt",
+    "squashfs",
+    "xfs",
+    "btrfs",
+    "libcrc32c",
+    "xor",
+    "raid6_pq",
+    "zstd_compress",
+];
 
 /// The package whose dependency is the current cloud kernel.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -84,7 +94,10 @@ pub fn ensure(context: &Context, kit: &Path) -> Result<()> {
 fn is_whole(kit: &Path, dir: &Path) -> bool {
     let release = fs::read_to_string(dir.join("release")).unwrap_or_default();
     let modules = kit.join("lib/modules").join(&release);
-    !release.is_empty() && modules.join("modules.builtin").is_file()
+    let has = |module| matches!(find_packaged(&modules, module), Ok(Some(_)));
+    !release.is_empty()
+        && modules.join("modules.builtin").is_file()
+        && PACKAGED.into_iter().all(has)
 }
 
 /// Folder of the newest kernel in `kit`.
@@ -144,17 +157,20 @@ fn fetch_from(context: &Context, kernel: &Kernel, suite: &str, dir: &Path) -> Re
 fn pack_modules(modules: &Path, into: &Path) -> Result<()> {
     fs::create_dir_all(into.join("kernel"))?;
     for module in PACKAGED {
-        let names = ["ko", "ko.xz"].map(|ending| format!("{module}.{ending}"));
-        let found = names
-            .iter()
-            .find_map(|name| find_file(modules, name).transpose());
-        let found = found.with_context(|| format!("the package has no module {module}"))??;
+        let found = find_packaged(modules, module)?;
+        let found = found.with_context(|| format!("the package has no module {module}"))?;
         let name = found.file_name().context("a file without a name")?;
         fs::copy(&found, into.join("kernel").join(name))?;
     }
     let list = "modules.builtin";
     fs::copy(modules.join(list), into.join(list))?;
     Ok(())
+}
+
+fn find_packaged(modules: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let files = ["ko", "ko.xz"].map(|ending| format!("{name}.{ending}"));
+    let mut found = files.iter().map(|file| find_file(modules, file));
+    found.find_map(Result::transpose).transpose()
 }
 
 fn copy_module(modules: &Path, name: &str, into: &Path) -> Result<()> {

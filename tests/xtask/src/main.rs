@@ -10,6 +10,7 @@ mod packages;
 mod progress;
 mod readme;
 mod release;
+mod roots;
 mod size;
 mod suite;
 

@@ -8,13 +8,16 @@ use crate::Context;
 use crate::progress::Tool;
 
 /// Debian's names.
-const NEEDED: [&str; 11] = [
+const NEEDED: [&str; 14] = [
     "qemu-system-x86",
     "seabios",
     "busybox-static",
     "fio",
     "nvme-cli",
     "e2fsprogs",
+    "squashfs-tools",
+    "xfsprogs",
+    "btrfs-progs",
     "lz4",
     "zstd",
     "xz-utils",

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use harness::{HostKind, Placement, TempDir};
-use readme::{Block, Place, Run, Session, Verdict, parse, result_line};
+use readme::{Block, Place, Session, Verdict, parse, result_line};
 
 use crate::progress::Tool;
 use crate::suite::{self, Tally};
@@ -103,8 +103,8 @@ pub fn run(context: &Context, host: HostKind) -> Result<Tally> {
     let mut left = &blocks[..];
     while let Some(block) = left.first() {
         let together = match walk.guests {
-            Placement::Outer if in_guest(block) => {
-                left.iter().take_while(|block| in_guest(block)).count()
+            Placement::Outer if block.boots_linux() => {
+                left.iter().take_while(|block| block.boots_linux()).count()
             }
             _ => 1,
         };
@@ -120,9 +120,12 @@ pub fn run(context: &Context, host: HostKind) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Whether a block has to be where Linux guests are.
-fn in_guest(block: &Block) -> bool {
-    block.place == Place::Guest && !matches!(block.run, Run::Skipped(_))
+/// Whether this host has a kernel of its own that this user can boot. An outer machine has.
+fn own_kernel() -> bool {
+    let entries = std::fs::read_dir("/boot").into_iter().flatten().flatten();
+    let mut kernels =
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"));
+    kernels.any(|kernel| std::fs::File::open(kernel.path()).is_ok())
 }
 
 /// The way through the blocks.
@@ -143,8 +146,11 @@ impl Walk<'_> {
         };
         let start = Instant::now();
         let verdict = match (first.place, &self.guests) {
-            (Place::Guest, Placement::Skip(why)) => Verdict::Skipped(why.clone()),
-            (Place::Guest, Placement::Outer) if in_guest(first) => return self.inside(blocks),
+            (_, Placement::Skip(why)) if first.boots_linux() => Verdict::Skipped(why.clone()),
+            (_, Placement::Outer) if first.boots_linux() => return self.inside(blocks),
+            (Place::OwnKernel, _) if !own_kernel() => {
+                Verdict::Skipped("this host has no kernel in /boot".to_owned())
+            }
             (Place::Kvm, _) if self.host == HostKind::NoKvm => {
                 Verdict::Skipped("this host has no /dev/kvm".to_owned())
             }

@@ -19,7 +19,18 @@ use crate::spec::{self, Form};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// `info` can tell about these.
-const INFO: [&str; 6] = ["status", "qtree", "nvme", "subsys", "iothreads", "stats"];
+const INFO: [&str; 7] = [
+    "status",
+    "qtree",
+    "nvme",
+    "subsys",
+    "block",
+    "iothreads",
+    "stats",
+];
+
+/// What [`Device::driver`] is of an image that `drive=` may name.
+const DRIVE: &str = "drive";
 
 /// Something to offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +41,7 @@ pub struct Candidate {
     pub about: String,
 }
 
-/// A device of the machine that runs.
+/// A device of the machine that runs, or a drive.
 #[derive(Debug, PartialEq, Eq)]
 struct Device {
     id: String,
@@ -191,7 +202,7 @@ fn ctl(before: &[&str], typed: &str, devices: &dyn Fn() -> Vec<Device>) -> Vec<C
     };
     let of = |drivers: &[&str]| {
         let all = devices().into_iter();
-        all.filter(|device| drivers.is_empty() || drivers.contains(&device.driver.as_str()))
+        all.filter(|device| drivers.contains(&device.driver.as_str()))
             .map(|device| candidate(device.id, device.driver))
             .collect::<Vec<_>>()
     };
@@ -201,7 +212,8 @@ fn ctl(before: &[&str], typed: &str, devices: &dyn Fn() -> Vec<Device>) -> Vec<C
         ("info", ["qtree"]) => plain(["json"]),
         ("device_add", []) => device(Form::Device, typed, devices),
         ("object_add", []) => device(Form::Object, typed, devices),
-        ("device_del", []) => of(&[]),
+        ("device_del", []) => of(spec::drivers(Form::Device)),
+        ("drive_del", []) => of(&[DRIVE]),
         ("device_del", [_, ..]) => plain(["surprise", "wait="]),
         ("object_del", []) => of(&["nvme-subsys", "nvme-ns"]),
         ("ns_attach" | "ns_detach" | "ns_resize", []) => of(&["nvme-ns"]),
@@ -210,7 +222,7 @@ fn ctl(before: &[&str], typed: &str, devices: &dyn Fn() -> Vec<Device>) -> Vec<C
         ("trace", []) => plain(["on", "off"]),
         ("wait", []) => plain(control::EVENTS),
         ("wait", [event]) if !event.starts_with("guest_") => {
-            let mut candidates = of(&[]);
+            let mut candidates = of(spec::drivers(Form::Device));
             candidates.push(candidate("timeout=", ""));
             candidates
         }
@@ -267,11 +279,12 @@ fn values(key: &str, devices: &dyn Fn() -> Vec<Device>) -> Vec<Candidate> {
         "subsys" => of(&["nvme-subsys"]),
         "bus" => of(&["nvme-subsys", "nvme"]),
         "ctrl" => of(&["nvme"]),
+        "drive" => of(&[DRIVE]),
         _ => Vec::new(),
     }
 }
 
-/// The devices of the machine at a control path; none if it cannot be asked.
+/// The devices and drives of the machine at a control path; none if it cannot be asked.
 fn ids(path: &str) -> Vec<Device> {
     let config = CtlConfig {
         path: Path::new(path).into(),
@@ -282,6 +295,15 @@ fn ids(path: &str) -> Vec<Device> {
     let tree = ask(&config, "info qtree json").unwrap_or_default();
     let mut devices = Vec::new();
     collect(&tree, &mut devices);
+    let drives = ask(&config, "info block").unwrap_or_default();
+    for id in drives["drives"].as_array().into_iter().flatten() {
+        if let Some(id) = id["id"].as_str() {
+            devices.push(Device {
+                id: id.into(),
+                driver: DRIVE.into(),
+            });
+        }
+    }
     devices
 }
 
@@ -317,6 +339,7 @@ mod tests {
             device("n1", "nvme-ns"),
             device("c0", "nvme"),
             device("c1", "nvme"),
+            device("d", DRIVE),
         ]
     }
 
@@ -424,6 +447,8 @@ mod tests {
         assert_eq!(offers("ctl PATH ns_attach _"), ["n1"]);
         assert_eq!(offers("ctl PATH ns_attach n1 _"), ["c0", "c1"]);
         assert_eq!(offers("ctl PATH object_del _"), ["s", "n1"]);
+        assert_eq!(offers("ctl PATH drive_del _"), ["d"]);
+        assert_eq!(offers("ctl PATH device_add nvme,drive="), ["nvme,drive=d"]);
         assert_eq!(offers("ctl PATH info q"), ["qtree"]);
         assert_eq!(offers("ctl PATH info qtree _"), ["json"]);
         assert_eq!(offers("ctl PATH help ns_r"), ["ns_resize"]);

@@ -13,7 +13,7 @@ const MAX_TIMEOUT: u64 = 3600;
 
 /// Send one command to a running berth and print its reply. PATH is what it was given as
 /// --control-socket or --control-pipe; "berth ctl PATH help" lists the commands. One is berth ctl's
-/// own: "watch [SECONDS]" prints a table of queues and I/O threads again and again.
+/// own: "watch [SECONDS]" prints tables of controllers, queues, namespaces and I/O threads again and again.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(
     subcommand,

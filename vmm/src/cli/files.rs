@@ -84,6 +84,10 @@ fn disk_image(argument: &str, disk: &DiskSpec) -> Result<(), CliError> {
             ErrorKind::NotFound if argument.contains("drive=") => {
                 "; drive= takes the id of a --drive, or the path of an image".into()
             }
+            ErrorKind::NotFound if argument.starts_with("--rootfs") => format!(
+                "; a root is a directory, or an image that is made of one: mke2fs -t ext4 -d DIR {} 1G",
+                path.display()
+            ),
             ErrorKind::NotFound => format!("; make one: truncate -s 1G {}", path.display()),
             _ => String::new(),
         };

@@ -68,6 +68,10 @@ impl MachineFile {
                 io::ErrorKind::NotFound => {
                     "; it takes a description in TOML (QEMU's machine types have no meaning here)"
                 }
+                io::ErrorKind::InvalidData => {
+                    let problem = "is no text; it takes a description in TOML";
+                    return CliError::usage(&argument, problem);
+                }
                 _ => "",
             };
             CliError::environment(&argument, plain(&error) + hint)

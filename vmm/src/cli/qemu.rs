@@ -1,4 +1,4 @@
-//! Options of QEMU's that berth has by another name, or needs not.
+//! Options of QEMU's, cloud-hypervisor's and virtme-ng's that berth has by another name, or needs not.
 
 const CONSOLE: &str = "the guest's console always is on the terminal; leave it out";
 const DEFAULT: &str = "berth always does so; leave it out";
@@ -9,8 +9,14 @@ const CONTROL: &str = "berth is controlled by --control-socket PATH or --control
 const NO_NETWORK: &str = "berth has no network; leave it out";
 const NO_FIRMWARE: &str = "berth starts the kernel itself, without firmware; leave it out";
 
+const NOTHING_LIKE_IT: &str = "berth has nothing like it; leave it out";
+const COMMAND: &str = "a command stands behind all options: -- COMMAND";
+const COPIES: &str = "files are brought along with --with FILE, a whole root with --rootfs DIR";
+
 /// Names without dashes, and what to do instead.
-const OPTIONS: &[(&[&str], &str)] = &[
+type Options = &'static [(&'static [&'static str], &'static str)];
+
+const QEMU: Options = &[
     (&["hda", "hdb", "hdc", "hdd"], IMAGE),
     (
         &["cdrom"],
@@ -48,20 +54,59 @@ const OPTIONS: &[(&[&str], &str)] = &[
         &["s", "S", "gdb"],
         "berth has no debugger's interface; leave it out",
     ),
+    (&["name", "uuid", "rtc", "usb"], NOTHING_LIKE_IT),
+];
+
+const CLOUD_HYPERVISOR: Options = &[
     (
-        &["name", "uuid", "rtc", "usb", "k"],
-        "berth has nothing like it; leave it out",
+        &["cmdline"],
+        "give the kernel's command line with --append TEXT",
+    ),
+    (
+        &["initramfs"],
+        "give the initial RAM disk with --initrd FILE",
+    ),
+    (&["api-socket"], CONTROL),
+    (&["event-monitor"], CONTROL),
+    (&["firmware"], NO_FIRMWARE),
+    (&["console"], CONSOLE),
+    (
+        &[
+            "rng", "pmem", "vsock", "fs", "balloon", "watchdog", "tpm", "vdpa", "numa", "platform",
+        ],
+        NOTHING_LIKE_IT,
     ),
 ];
 
-/// What to do instead of an option of QEMU's, which is given as it was typed.
+const VIRTME_NG: Options = &[
+    (&["exec", "script-sh"], COMMAND),
+    (
+        &["run", "kimg", "kdir"],
+        "give the kernel with --kernel FILE",
+    ),
+    (&["rw", "rwdir", "rodir", "pwd", "root-release"], COPIES),
+    (&["user"], "commands run as the guest's root; leave it out"),
+    (&["mods"], "name a module with --module NAME"),
+    (&["qemu-opts"], "berth is not made of QEMU; leave it out"),
+];
+
+/// Whose options they are.
+const ALL: [(&str, Options); 3] = [
+    ("QEMU", QEMU),
+    ("cloud-hypervisor", CLOUD_HYPERVISOR),
+    ("virtme-ng", VIRTME_NG),
+];
+
+/// What to do instead of another program's option, which is given as it was typed.
 pub fn advice(typed: &str) -> Option<String> {
     let name = typed
         .strip_prefix("--")
         .or_else(|| typed.strip_prefix('-'))?;
     let name = name.split_once('=').map_or(name, |(name, _)| name);
-    let (_, advice) = OPTIONS.iter().find(|(names, _)| names.contains(&name))?;
-    Some(format!("is QEMU's; {advice}"))
+    ALL.iter().find_map(|(program, options)| {
+        let (_, advice) = options.iter().find(|(names, _)| names.contains(&name))?;
+        Some(format!("is {program}'s; {advice}"))
+    })
 }
 
 #[cfg(test)]
@@ -74,6 +119,8 @@ mod tests {
             let expected = "is QEMU's; give the number of vCPUs with --cpus NUMBER";
             assert_eq!(advice(typed).as_deref(), Some(expected), "{typed}");
         }
+        let expected = "is cloud-hypervisor's; give the initial RAM disk with --initrd FILE";
+        assert_eq!(advice("--initramfs").as_deref(), Some(expected));
         for typed in ["smp", "-smpx", "-", "---smp", "-m"] {
             assert_eq!(advice(typed), None, "{typed}");
         }
@@ -81,8 +128,9 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<&str> = OPTIONS
+        let mut names: Vec<&str> = ALL
             .iter()
+            .flat_map(|(_, options)| *options)
             .flat_map(|(names, _)| *names)
             .copied()
             .collect();

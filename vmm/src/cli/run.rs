@@ -322,7 +322,7 @@ fn default_kernel(command: bool) -> Result<PathBuf, CliError> {
 fn extra_argument(extra: &str) -> CliError {
     CliError::usage(
         extra,
-        "unexpected argument; a kernel is given with --kernel, an image with --disk",
+        "unexpected argument; a kernel is given with --kernel, an image with --disk, a command behind \"--\"",
     )
 }
 

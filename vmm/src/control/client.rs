@@ -80,6 +80,9 @@ pub enum Problem {
          then, or it was given another --control-socket or --control-pipe"
     )]
     NoPath(String),
+    /// A command in place of the path.
+    #[error("is a command; PATH, that of --control-socket or --control-pipe, stands before it")]
+    NoPathGiven,
     /// Something else.
     #[error("is {0}, must be a control socket or the base of a FIFO pair")]
     OtherFile(&'static str),
@@ -130,7 +133,7 @@ pub enum Problem {
 pub fn run(config: &CtlConfig) -> Result<Done, CtlError> {
     match (&config.action, config.output) {
         (Action::Command(command), Output::Text) => {
-            crate::cli::print(&printable(&ask(config, command)?));
+            tell(&printable(&ask(config, command)?))?;
             Ok(Done::Yes)
         }
         (Action::Command(command), Output::Json) => {
@@ -139,7 +142,7 @@ pub fn run(config: &CtlConfig) -> Result<Done, CtlError> {
             if let Some(reply) = reply.as_object_mut() {
                 reply.remove("token");
             }
-            crate::cli::print(&format!("{reply}\n"));
+            tell(&format!("{reply}\n"))?;
             let done = reply["ok"] == true;
             Ok(if done { Done::Yes } else { Done::Refused })
         }
@@ -152,6 +155,13 @@ fn at(config: &CtlConfig, problem: Problem) -> CtlError {
         path: config.path.display().to_string(),
         problem,
     }
+}
+
+fn tell(text: &str) -> Result<(), CtlError> {
+    crate::cli::print(text).map_err(|error| CtlError {
+        path: "standard output".to_owned(),
+        problem: error.into(),
+    })
 }
 
 /// Sends a command and waits for its reply.
@@ -367,7 +377,12 @@ fn open_pair(base: &Path) -> Result<(File, File), Problem> {
                 .unwrap_or(OsStr::new(""))
                 .to_string_lossy()
                 .into_owned();
-            return Err(Problem::NoPath(name));
+            return Err(match base.to_str() {
+                Some(word) if command::explanations().any(|(command, _)| command == word) => {
+                    Problem::NoPathGiven
+                }
+                _ => Problem::NoPath(name),
+            });
         }
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         match OpenOptions::new()

@@ -121,6 +121,8 @@ pub enum Info {
     Nvme,
     /// Subsystems with their controllers and namespaces.
     Subsys,
+    /// Images that are known by an id.
+    Block,
     /// I/O threads and what they own.
     IoThreads,
     /// Counters.
@@ -205,7 +207,7 @@ const COMMANDS: [(&str, &str, &str); 16] = [
     ("help", "[COMMAND]", "list the commands, or explain one"),
     (
         "info",
-        "status|qtree [json]|nvme|subsys|iothreads|stats",
+        "status|qtree [json]|nvme|subsys|block|iothreads|stats",
         "tell about the machine; qtree is text unless json is asked for",
     ),
     (
@@ -358,6 +360,7 @@ fn parse_info(rest: &str) -> Result<Info, CommandError> {
         ["qtree", "json"] => Ok(Info::Qtree { json: true }),
         ["nvme"] => Ok(Info::Nvme),
         ["subsys"] => Ok(Info::Subsys),
+        ["block"] => Ok(Info::Block),
         ["iothreads"] => Ok(Info::IoThreads),
         ["stats"] => Ok(Info::Stats),
         _ => Err(usage("info")),
@@ -514,6 +517,7 @@ mod tests {
             ("info qtree json", Command::Info(Info::Qtree { json: true })),
             ("info nvme", Command::Info(Info::Nvme)),
             ("info subsys", Command::Info(Info::Subsys)),
+            ("info block", Command::Info(Info::Block)),
             ("info iothreads", Command::Info(Info::IoThreads)),
             ("info stats", Command::Info(Info::Stats)),
             ("system_powerdown", Command::SystemPowerdown),
@@ -717,11 +721,11 @@ mod tests {
             ),
             (
                 "info",
-                "info: wrong arguments; usage: info status|qtree [json]|nvme|subsys|iothreads|stats",
+                "info: wrong arguments; usage: info status|qtree [json]|nvme|subsys|block|iothreads|stats",
             ),
             (
                 "info nvme json",
-                "info: wrong arguments; usage: info status|qtree [json]|nvme|subsys|iothreads|stats",
+                "info: wrong arguments; usage: info status|qtree [json]|nvme|subsys|block|iothreads|stats",
             ),
         ] {
             assert_eq!(refusal(line), (ErrorClass::Argument, usage.to_owned()));

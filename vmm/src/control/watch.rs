@@ -82,18 +82,34 @@ impl Growth<'_> {
 
 fn table(before: &Look, now: &Look) -> String {
     let seconds = now.time.duration_since(before.time).as_secs_f64();
+    let width = id_width(now);
+    let parts = [
+        controllers(before, now, seconds, width),
+        namespaces(before, now, seconds, width),
+        threads(before, now, seconds, width),
+    ];
+    parts.join("\n")
+}
+
+/// Width of the first column: all tables have it, so that they stand beneath each other.
+fn id_width(now: &Look) -> usize {
+    let ids = ["controllers", "namespaces"].map(|key| list(&now.stats, key));
+    let ids = ids.into_iter().flatten().map(|row| name(&row["id"]).len());
+    ids.max().unwrap_or(0).max("controller".len())
+}
+
+fn controllers(before: &Look, now: &Look, seconds: f64, width: usize) -> String {
     let mut text = format!(
-        "{:<16}{:>5}{:>12}{:>11}{:>12}{:>10}{:>11}{:>11}{:>11}{:>11}\n",
+        "{:<width$}{:>6}{:>7}{:>10}{:>10}{:>10}{:>9}{:>10}{:>8}\n",
         "controller",
         "queue",
-        "I/O thread",
+        "thread",
         "in flight",
         "IOPS",
         "MB/s",
         "exits/IO",
         "events/IO",
-        "irqs/IO",
-        "state"
+        "irqs/IO"
     );
     for controller in list(&now.stats, "controllers") {
         let old = earlier(list(&before.stats, "controllers"), controller, &["id"]);
@@ -105,7 +121,7 @@ fn table(before: &Look, now: &Look) -> String {
             let rates = Rates::of(&Growth { before, now: queue });
             let _ = writeln!(
                 rows,
-                "{:<16}{:>5}{:>12}{:>11}{}",
+                "{:<width$}{:>6}{:>7}{:>10}{}",
                 "",
                 number(&queue["sqid"]),
                 number(&queue["io_thread"]),
@@ -119,16 +135,14 @@ fn table(before: &Look, now: &Look) -> String {
         }
         let _ = writeln!(
             text,
-            "{:<33}{:>11}{}{:>11}",
+            "{:<width$}{:>13}{:>10}{}",
             name(&controller["id"]),
+            name(&controller["state"]),
             number(&controller["in_flight"]),
-            all.text(seconds),
-            name(&controller["state"])
+            all.text(seconds)
         );
         text += &rows;
     }
-    text += &namespaces(now);
-    text += &threads(before, now, seconds);
     text
 }
 
@@ -160,49 +174,62 @@ impl Rates {
     /// Commands and megabytes a second, and for each command what it cost.
     fn text(&self, seconds: f64) -> String {
         let mut text = format!(
-            "{:>12.0}{:>10.1}",
+            "{:>10.0}{:>10.1}",
             self.commands / seconds,
             self.bytes / seconds / 1e6
         );
-        for cost in self.costs {
+        for (cost, width) in self.costs.into_iter().zip([9, 10, 8]) {
             text += &if self.commands > 0.0 {
-                format!("{:>11.3}", cost / self.commands)
+                format!("{:>width$.3}", cost / self.commands)
             } else {
-                format!("{:>11}", "-")
+                format!("{:>width$}", "-")
             };
         }
         text
     }
 }
 
-fn namespaces(now: &Look) -> String {
-    let all = list(&now.stats, "namespaces");
-    if all.is_empty() {
-        return String::new();
-    }
+/// Reads and writes of each namespace, over all controllers.
+fn namespaces(before: &Look, now: &Look, seconds: f64, width: usize) -> String {
     let mut text = format!(
-        "{:<16}{:>5}{:>12}{:>11}  {}\n",
-        "namespace", "nsid", "subsystem", "in flight", "attached to"
+        "{:<width$}{:>6}{:>10}{:>10}{:>10}{:>10}{:>10}  {}\n",
+        "namespace", "nsid", "in flight", "reads/s", "MB/s", "writes/s", "MB/s", "attached to"
     );
-    for namespace in all {
+    for namespace in list(&now.stats, "namespaces") {
+        // Of another one with this id all counts begin anew.
+        let keys = ["id", "uuid"];
+        let before = earlier(list(&before.stats, "namespaces"), namespace, &keys);
+        let growth = Growth {
+            before,
+            now: namespace,
+        };
+        let rate = |key: &str| growth.of(key) / seconds;
         let attached = list(namespace, "attached").iter().map(name);
         let attached: Vec<&str> = attached.collect();
         let _ = writeln!(
             text,
-            "{:<16}{:>5}{:>12}{:>11}  {}",
+            "{:<width$}{:>6}{:>10}{:>10.0}{:>10.1}{:>10.0}{:>10.1}  {}: {}",
             name(&namespace["id"]),
             number(&namespace["nsid"]),
-            name(&namespace["subsys"]),
             number(&namespace["in_flight"]),
-            attached.join(" ")
+            rate("reads"),
+            rate("read_bytes") / 1e6,
+            rate("writes"),
+            rate("written_bytes") / 1e6,
+            name(&namespace["subsys"]),
+            if attached.is_empty() {
+                "-".to_owned()
+            } else {
+                attached.join(" ")
+            }
         );
     }
     text
 }
 
-fn threads(before: &Look, now: &Look, seconds: f64) -> String {
+fn threads(before: &Look, now: &Look, seconds: f64, width: usize) -> String {
     let mut text = format!(
-        "{:<16}{:>12}{:>12}{:>12}{:>12}\n",
+        "{:<width$}{:>13}{:>10}{:>10}{:>10}\n",
         "I/O thread", "requests/s", "enters/s", "sleeps/s", "finds/s"
     );
     for thread in list(&now.stats, "iothreads") {
@@ -218,9 +245,14 @@ fn threads(before: &Look, now: &Look, seconds: f64) -> String {
             Some(controller) => format!("{controller}/{index}"),
             None => index,
         };
-        let _ = write!(text, "{name:<16}");
-        for key in ["submissions", "enters", "sleeps", "polled"] {
-            let _ = write!(text, "{:>12.0}", growth.of(key) / seconds);
+        let _ = write!(text, "{name:<width$}");
+        for (key, width) in [
+            ("submissions", 13),
+            ("enters", 10),
+            ("sleeps", 10),
+            ("polled", 10),
+        ] {
+            let _ = write!(text, "{:>width$.0}", growth.of(key) / seconds);
         }
         text.push('\n');
     }
@@ -253,8 +285,12 @@ mod tests {
                       "doorbell_exits": exits, "ioeventfd_wakeups": 0, "interrupts": commands },
                 ]
             }],
-            "namespaces": [{ "id": "n1", "subsys": "s", "nsid": 3, "in_flight": 7,
-                             "attached": ["c0", "c1"] }],
+            "namespaces": [
+                { "id": "n1", "subsys": "s", "nsid": 3, "in_flight": 7, "attached": ["c0", "c1"],
+                  "reads": commands * 3, "read_bytes": commands * 3 * 4096,
+                  "writes": commands / 4, "written_bytes": commands / 4 * 8192 },
+                { "id": "n2", "subsys": "s", "nsid": 4, "in_flight": 0, "attached": [] },
+            ],
             "iothreads": [{ "index": 0, "submissions": commands, "sleeps": sleeps }],
         });
         Look { time, stats }
@@ -272,11 +308,57 @@ mod tests {
         let now = look(start + Duration::from_secs(2), 3000, 110, 25);
         let lines = lines(&before, &now);
         let rates = ["1000", "4.1", "0.050", "0.000", "1.000"];
-        assert_eq!(lines[1], [&["c0", "7"][..], &rates, &["ready"]].concat());
+        assert_eq!(lines[1], [&["c0", "ready", "7"][..], &rates].concat());
         assert_eq!(lines[2], ["0", "-", "-", "0", "0.0", "-", "-", "-"]);
         assert_eq!(lines[3], [&["1", "0", "6"][..], &rates].concat());
-        assert_eq!(lines[5], ["n1", "3", "s", "7", "c0", "c1"]);
-        assert_eq!(lines[7], ["0", "1000", "0", "10", "0"]);
+        assert_eq!(lines[4], [""; 0]);
+        let rates = ["3000", "12.3", "250", "2.0"];
+        let ends = ["s:", "c0", "c1"];
+        assert_eq!(lines[6], [&["n1", "3", "7"][..], &rates, &ends].concat());
+        assert_eq!(
+            lines[7],
+            ["n2", "4", "0", "0", "0.0", "0", "0.0", "s:", "-"]
+        );
+        assert_eq!(lines[10], ["0", "1000", "0", "10", "0"]);
+    }
+
+    #[test]
+    fn tables_fit_the_usual_terminal_and_their_columns_stand_apart() {
+        let start = Instant::now();
+        let mut before = look(start, 0, 0, 0);
+        let mut now = look(start + Duration::from_secs(1), 0, 0, 0);
+        // As fast as `null=` is, with a command of 128 KiB each time.
+        let most = [
+            ("commands", 20_000_000_u64),
+            ("read_bytes", 99_000_000_000),
+            ("in_flight", 65_535),
+        ];
+        for (key, value) in most {
+            before.stats["controllers"][0]["queues"][1][key] = 0.into();
+            now.stats["controllers"][0]["queues"][1][key] = json!(value);
+        }
+        let n1 = &mut now.stats["namespaces"][0];
+        for (key, value) in [("reads", 9_999_999), ("read_bytes", 99_000_000_000_u64)] {
+            n1[key] = json!(value);
+        }
+        for (key, value) in [("writes", 9_999_999), ("written_bytes", 99_000_000_000_u64)] {
+            n1[key] = json!(value);
+        }
+        let text = table(&before, &now);
+        for line in text.lines() {
+            // What is attached is a list without a limit.
+            let fixed = line.split("  s: ").next().unwrap();
+            assert!(fixed.len() <= 80, "{line}");
+        }
+        assert!(text.contains(" 20000000   99000.0 "), "{text}");
+        assert!(
+            text.contains("   9999999   99000.0   9999999   99000.0  s: c0 c1"),
+            "{text}"
+        );
+        let long = "a-controller-with-a-long-id";
+        now.stats["controllers"][0]["id"] = long.into();
+        let text = table(&before, &now);
+        assert!(text.contains(&format!("\n{long}        ready ")), "{text}");
     }
 
     #[test]
@@ -292,8 +374,8 @@ mod tests {
         let before = look(start, 1000, 5);
         let now = look(start + Duration::from_secs(1), 1002, 1008);
         let lines = lines(&before, &now);
-        assert_eq!(lines[2], ["0", "0", "0", "2", "0"]);
-        assert_eq!(lines[3], ["c1/0", "0", "0", "1003", "0"]);
+        assert_eq!(lines[5], ["0", "0", "0", "2", "0"]);
+        assert_eq!(lines[6], ["c1/0", "0", "0", "1003", "0"]);
     }
 
     #[test]
@@ -307,6 +389,6 @@ mod tests {
             stats: json!({}),
         };
         assert_eq!(lines(&nothing, &now)[3][3], "300");
-        assert_eq!(lines(&now, &nothing).len(), 2, "two heads");
+        assert_eq!(lines(&now, &nothing).len(), 5, "three heads, apart");
     }
 }

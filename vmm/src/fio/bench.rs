@@ -105,7 +105,7 @@ impl<'c> Bench<'c> {
         let end = self.run_all();
         self.session.progress.clear();
         let written = self.write();
-        crate::cli::print(&page::text(&self.results, self.old.as_ref()));
+        let printed = crate::cli::print(&page::text(&self.results, self.old.as_ref()));
         match &written {
             Ok(()) => {
                 let page = self.config.out.join("index.html");
@@ -113,6 +113,7 @@ impl<'c> Bench<'c> {
             }
             Err(error) => stderr::say(format_args!("berth fio: {error:#}")),
         }
+        printed.context("standard output")?;
         if let Err(Interrupted(signal)) = end? {
             stderr::say(format_args!(
                 "berth fio: ended by signal {signal}; what ran is kept"

@@ -22,8 +22,8 @@ const GRACE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
-/// Those that print without a pause are heard for so long, and so many bytes, at least.
-const HEARD: (Duration, usize) = (Duration::from_secs(2), 256 << 10);
+/// How long processes are heard that print without such a pause.
+const HEARD: Duration = Duration::from_secs(2);
 /// How long processes may take to end when they are killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
 /// Orphans that ended are looked for so often.
@@ -38,6 +38,19 @@ struct Output {
     /// Until its end, or until nobody reads it outside.
     pipe: Option<File>,
     credit: usize,
+    /// What was in the pipe when the command ended, and is still.
+    left: usize,
+}
+
+impl Output {
+    /// Notes what is in the pipe.
+    fn measure(&mut self) -> io::Result<()> {
+        if let Some(pipe) = &self.pipe {
+            let bytes = rustix::io::ioctl_fionread(pipe)?;
+            self.left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
+        Ok(())
+    }
 }
 
 /// Everything between the two.
@@ -48,8 +61,6 @@ pub struct Forwarder {
     ended: OwnedFd,
     /// How it ended, and when that was seen.
     status: Option<(u8, Instant)>,
-    /// Bytes of output since then.
-    heard: usize,
     outputs: [Output; 2],
     /// The command's input, until it ends.
     input: Option<File>,
@@ -99,13 +110,13 @@ impl Forwarder {
             stream,
             pipe: pipe.map(File::from),
             credit: Stream::window(stream),
+            left: 0,
         };
         Ok(Self {
             link,
             command,
             ended: pidfd_open(command, PidfdFlags::empty())?,
             status: None,
-            heard: 0,
             outputs: [
                 output(Stream::Stdout, child.stdout.take().map(Into::into)),
                 output(Stream::Stderr, child.stderr.take().map(Into::into)),
@@ -188,6 +199,7 @@ impl Forwarder {
                 Ok(Some((pid, status))) if pid == self.command => {
                     self.status = Some((exit_status(status), Instant::now()));
                     self.input = None;
+                    self.outputs.iter_mut().try_for_each(Output::measure)?;
                 }
                 Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
                 Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
@@ -235,7 +247,7 @@ impl Forwarder {
             Ok(0) => output.pipe = None,
             Ok(count) => {
                 output.credit -= count;
-                self.heard += if self.status.is_some() { count } else { 0 };
+                output.left = output.left.saturating_sub(count);
                 self.link.data(output.stream, &self.buffer[..count])?;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -279,19 +291,12 @@ impl Forwarder {
         self.outputs.iter().all(|output| output.pipe.is_none())
     }
 
-    /// Whether nothing of the command's own can come any more: its pipes are empty, or what they held has
-    /// long been passed on.
+    /// Whether what the command itself printed is passed on, and those that it left behind had their time.
     fn is_over(&self, since: Instant, quiet: bool) -> bool {
-        let (time, bytes) = HEARD;
-        let long = since.elapsed() > time && self.heard > bytes;
-        long || quiet && !self.is_blocked()
-    }
-
-    /// Whether output waits for a reader outside.
-    fn is_blocked(&self) -> bool {
-        self.outputs
-            .iter()
-            .any(|output| output.pipe.is_some() && output.credit == 0)
+        let mut open = self.outputs.iter().filter(|output| output.pipe.is_some());
+        // A reader outside may take its time.
+        let waits = open.any(|output| output.left > 0 || output.credit == 0);
+        !waits && (quiet || since.elapsed() > HEARD)
     }
 }
 

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
-use super::ports::Transmitter;
+use super::ports::Ports;
 use crate::guest_command::frames::{Decoder, HEADER, Piece, Short, Stream, data_header};
 
 /// COM2 as Linux calls it.
@@ -20,7 +20,7 @@ pub const PART: usize = 32 << 10;
 pub struct Link {
     terminal: File,
     /// Where the kernel gives this right to nobody, the terminal does, byte by byte.
-    transmitter: Option<Transmitter>,
+    ports: Option<Ports>,
     decoder: Decoder,
     /// A frame in the making.
     frame: Vec<u8>,
@@ -37,16 +37,21 @@ impl Link {
         let mut settings = tcgetattr(&terminal)?;
         settings.make_raw();
         tcsetattr(&terminal, OptionalActions::Now, &settings)?;
-        let transmitter = Transmitter::open();
-        if let Err(error) = &transmitter {
-            eprintln!("berth: output goes byte by byte: {error}");
+        let ports = Ports::open();
+        if let Err(error) = &ports {
+            eprintln!("berth: input and output go byte by byte: {error}");
         }
         Ok(Self {
             terminal,
-            transmitter: transmitter.ok(),
+            ports: ports.ok(),
             decoder: Decoder::default(),
             frame: Vec::with_capacity(HEADER + PART),
         })
+    }
+
+    /// Whether input can be taken at its own port.
+    pub fn takes_input_at_port(&self) -> bool {
+        self.ports.is_some()
     }
 
     /// Sends a frame.
@@ -73,8 +78,8 @@ impl Link {
     }
 
     fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        if let Some(transmitter) = &self.transmitter {
-            transmitter.write(bytes);
+        if let Some(ports) = &self.ports {
+            ports.write(bytes);
             return Ok(());
         }
         while !bytes.is_empty() {
@@ -90,18 +95,34 @@ impl Link {
         Ok(())
     }
 
-    /// Calls `each` for all that has come; never waits.
+    /// Calls `each` for all that has come, with input as data wherever it came; never waits.
     ///
     /// # Errors
     /// The port failed, or what came are no frames.
     pub fn receive(&mut self, mut each: impl FnMut(Piece<'_>)) -> io::Result<()> {
         let mut buffer = [0; 4096];
+        let ports = &self.ports;
+        let mut take = |piece: Piece<'_>| -> io::Result<()> {
+            match (piece, ports) {
+                (Piece::Short(Short::Input(count)), Some(ports)) => {
+                    each(Piece::Data(Stream::Stdin, &ports.read(count.into())?));
+                }
+                (piece, _) => each(piece),
+            }
+            Ok(())
+        };
         loop {
             match self.terminal.read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(count) => {
-                    let fed = self.decoder.feed(&buffer[..count], &mut each);
+                    let mut taken = Ok(());
+                    let fed = self.decoder.feed(&buffer[..count], |piece| {
+                        if taken.is_ok() {
+                            taken = take(piece);
+                        }
+                    });
                     fed.map_err(io::Error::other)?;
+                    taken?;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

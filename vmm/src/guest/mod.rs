@@ -12,6 +12,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -64,7 +65,8 @@ fn run_task() -> io::Result<()> {
         Ok(child) => child,
         Err(NotRun(status, why)) => return link.short(&Short::Failed(status, why)),
     };
-    link.short(&Short::Ready(VERSION))?;
+    let port = link.takes_input_at_port();
+    link.short(&Short::Ready(VERSION, port))?;
     let status = Forwarder::new(link, child)?.run()?;
     system::settle();
     status.report()
@@ -106,6 +108,10 @@ fn spawn(task: &Task) -> Result<Child, NotRun> {
         .spawn();
     // As a shell tells it.
     started.map_err(|error| match error.kind() {
+        ErrorKind::NotFound if is_there(program, &task.environment) => NotRun(
+            127,
+            format!("{name}: its interpreter or dynamic linker is not in the guest"),
+        ),
         ErrorKind::NotFound => NotRun(127, format!("{name}: not found in the guest")),
         _ => {
             let text = error.to_string();
@@ -120,4 +126,14 @@ fn spawn(task: &Task) -> Result<Child, NotRun> {
             )
         }
     })
+}
+
+/// Whether there is a file by the name of this program.
+fn is_there(program: &str, environment: &[(String, String)]) -> bool {
+    if program.contains('/') {
+        return Path::new(program).exists();
+    }
+    let path = environment.iter().find(|(name, _)| name == "PATH");
+    let mut folders = path.map_or("", |(_, path)| path).split(':');
+    folders.any(|folder| Path::new(folder).join(program).exists())
 }

@@ -10,16 +10,19 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::NO_REPORT;
 use super::frames::{Decoder, Piece, Short, Stream, VERSION, data_header};
+use super::input::InputPort;
 use super::streams::Output;
 use super::tail::printable;
-use crate::console::{may_go_on, read_stdin};
+use crate::console::{Standard, may_go_on, read_stdin};
 use crate::exit::{ExitReason, Outcome};
 use crate::poll;
 use crate::signals::Signals;
 use crate::terminal;
 
-/// Input that is sent at once; credit for output has to wait so long at most.
+/// Input that is sent as data at once; credit for output has to wait so long at most.
 const INPUT_PART: usize = 1024;
+/// Input that is read at once.
+const INPUT_LIMIT: usize = Stream::Stdin.window();
 
 /// What is to be sent to the guest. Bounded: counters, and at most one notice of each kind.
 pub struct Outbox {
@@ -41,10 +44,18 @@ enum Input {
     /// It is not up yet.
     #[default]
     Unready,
-    /// It takes so many bytes.
-    Open(usize),
+    /// It takes so much.
+    Open(Room),
     /// It wants no more.
     Closed,
+}
+
+/// Input that the guest takes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct Room {
+    bytes: usize,
+    /// At the port for it.
+    at_port: bool,
 }
 
 impl Outbox {
@@ -97,10 +108,10 @@ impl Outbox {
         let _ = self.wake.write(1);
     }
 
-    /// Bytes of input that the guest takes now; nothing if it never will again.
-    fn input_room(&self) -> Option<usize> {
+    /// The input that the guest takes now; nothing if it never will again.
+    fn input_room(&self) -> Option<Room> {
         match self.lock().input {
-            Input::Unready => Some(0),
+            Input::Unready => Some(Room::default()),
             Input::Open(room) => Some(room),
             Input::Closed => None,
         }
@@ -108,7 +119,7 @@ impl Outbox {
 
     fn used(&self, count: usize) {
         if let Input::Open(room) = &mut self.lock().input {
-            *room = room.saturating_sub(count);
+            room.bytes = room.bytes.saturating_sub(count);
         }
     }
 }
@@ -116,6 +127,7 @@ impl Outbox {
 /// berth's end of the channel.
 pub struct Channel {
     outbox: Arc<Outbox>,
+    input: Arc<InputPort>,
     outputs: [Output; 2],
     drained: EventFd,
     outcome: Arc<Outcome>,
@@ -137,6 +149,7 @@ impl Channel {
         stderr: impl Write + Send + 'static,
     ) -> io::Result<(Self, FromGuest)> {
         let outbox = Arc::new(Outbox::new()?);
+        let input = Arc::new(InputPort::default());
         let drained = EventFd::new(EFD_NONBLOCK)?;
         let outputs = [
             Output::new(
@@ -155,17 +168,25 @@ impl Channel {
         let from_guest = FromGuest {
             decoder: Decoder::default(),
             outbox: Arc::clone(&outbox),
+            input: Arc::clone(&input),
             outputs: outputs.clone(),
             outcome: Arc::clone(outcome),
             phase: Phase::Starting,
         };
         let channel = Self {
             outbox,
+            input,
             outputs,
             drained,
             outcome: Arc::clone(outcome),
         };
         Ok((channel, from_guest))
+    }
+
+    /// What is to be at the guest's port for input.
+    #[must_use]
+    pub fn input_port(&self) -> Arc<InputPort> {
+        Arc::clone(&self.input)
     }
 
     /// Starts the thread that sends through `port`, which is COM2: input, and credit for output.
@@ -175,6 +196,7 @@ impl Channel {
     pub fn start(&self, port: Arc<SerialPort>) -> io::Result<()> {
         let sender = Sender {
             outbox: Arc::clone(&self.outbox),
+            input: Arc::clone(&self.input),
             port,
             outcome: Arc::clone(&self.outcome),
             sending: Vec::new(),
@@ -222,6 +244,7 @@ enum Phase {
 pub struct FromGuest {
     decoder: Decoder,
     outbox: Arc<Outbox>,
+    input: Arc<InputPort>,
     outputs: [Output; 2],
     outcome: Arc<Outcome>,
     phase: Phase,
@@ -272,11 +295,12 @@ impl FromGuest {
             Piece::Short(frame) => frame,
         };
         match (frame, &self.phase) {
-            (Short::Ready(VERSION), Phase::Starting) => {
+            (Short::Ready(VERSION, at_port), Phase::Starting) => {
                 self.phase = Phase::Running;
-                self.input(Input::Open(Stream::Stdin.window()));
+                let bytes = Stream::Stdin.window();
+                self.input(Input::Open(Room { bytes, at_port }));
             }
-            (Short::Ready(version), Phase::Starting) => {
+            (Short::Ready(version, _), Phase::Starting) => {
                 return Err(format!("it speaks version {version}"));
             }
             (Short::Failed(status, why), _) => {
@@ -300,10 +324,11 @@ impl FromGuest {
         let mut state = self.outbox.lock();
         if let Input::Open(room) = &mut state.input {
             let more = usize::try_from(bytes).unwrap_or(usize::MAX);
-            *room = room.saturating_add(more);
-            if *room > Stream::Stdin.window() {
+            room.bytes = room.bytes.saturating_add(more);
+            if room.bytes > Stream::Stdin.window() {
                 return Err("more credit than there is".to_owned());
             }
+            self.input.release(more);
         }
         self.outbox.wake();
         Ok(())
@@ -313,6 +338,7 @@ impl FromGuest {
 /// Sends to the guest, as fast as it takes it.
 struct Sender {
     outbox: Arc<Outbox>,
+    input: Arc<InputPort>,
     port: Arc<SerialPort>,
     outcome: Arc<Outcome>,
     sending: Vec<u8>,
@@ -336,8 +362,8 @@ impl Sender {
             let idle = self.sent == self.sending.len();
             let room = self.outbox.input_room();
             open &= room.is_some();
-            let room = room.unwrap_or(0);
-            let stdin = (open && idle && room > 0).then_some(libc::STDIN_FILENO);
+            let room = room.unwrap_or_default();
+            let stdin = (open && idle && room.bytes > 0).then_some(libc::STDIN_FILENO);
             let wanted = self.port.wants_input().as_raw_fd();
             let wake = self.outbox.wake.as_raw_fd();
             let [input, space, woken] = poll::readable([stdin, Some(wanted), Some(wake)]);
@@ -355,16 +381,17 @@ impl Sender {
     }
 
     /// Reads input for the guest; false if it ended.
-    fn read(&mut self, room: usize, terminal: bool) -> bool {
-        let mut buffer = [0; INPUT_PART];
-        let most = room.min(INPUT_PART);
+    fn read(&mut self, room: Room, terminal: bool) -> bool {
+        let mut buffer = [0; INPUT_LIMIT];
+        let limit = if room.at_port {
+            INPUT_LIMIT
+        } else {
+            INPUT_PART
+        };
+        let most = room.bytes.min(limit);
         let open = match read_stdin(&mut buffer[..most]) {
             Ok(count) if count > 0 => {
-                // At most INPUT_PART.
-                let length = u16::try_from(count).unwrap_or(0);
-                self.sending.extend(data_header(Stream::Stdin, length));
-                self.sending.extend(&buffer[..count]);
-                self.outbox.used(count);
+                self.send_input(&buffer[..count], room.at_port);
                 true
             }
             Ok(_) => false,
@@ -376,6 +403,19 @@ impl Sender {
         open
     }
 
+    fn send_input(&mut self, bytes: &[u8], at_port: bool) {
+        // At most INPUT_LIMIT.
+        let length = u16::try_from(bytes.len()).unwrap_or(0);
+        if at_port {
+            self.input.offer(bytes);
+            self.sending.extend(Short::Input(length).encode());
+        } else {
+            self.sending.extend(data_header(Stream::Stdin, length));
+            self.sending.extend(bytes);
+        }
+        self.outbox.used(bytes.len());
+    }
+
     fn feed(&mut self) {
         while self.sent < self.sending.len() {
             let accepted = self.port.enqueue(&self.sending[self.sent..]);
@@ -384,26 +424,6 @@ impl Sender {
                 return;
             }
         }
-    }
-}
-
-/// berth's own streams, unbuffered: Rust's handle of standard output holds back incomplete lines.
-enum Standard {
-    Output,
-    Error,
-}
-
-impl Write for Standard {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = match self {
-            Self::Output => rustix::io::write(io::stdout(), bytes),
-            Self::Error => rustix::io::write(io::stderr(), bytes),
-        };
-        Ok(written?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -442,7 +462,7 @@ mod tests {
     }
 
     fn ready() -> Vec<u8> {
-        Short::Ready(VERSION).encode()
+        Short::Ready(VERSION, false).encode()
     }
 
     #[test]
@@ -468,10 +488,11 @@ mod tests {
             (vec![vec![99, 0, 0]], "no such frame: kind 99"),
             (vec![data(Stream::Stdout, b"x")], "before it was ready"),
             (vec![Short::Exit(0).encode()], "Exit(0) while Starting"),
-            (vec![Short::Ready(9).encode()], "version 9"),
-            (vec![ready(), ready()], "Ready(1) while Running"),
+            (vec![Short::Ready(9, true).encode()], "version 9"),
+            (vec![ready(), ready()], "Ready(2, false) while Running"),
             (vec![ready(), data(Stream::Stdin, b"x")], "input"),
             (vec![ready(), Short::StdinEnd.encode()], "StdinEnd"),
+            (vec![ready(), Short::Input(1).encode()], "Input"),
             (vec![ready(), credit(Stream::Stdout, 1)], "Credit"),
             (vec![ready(), credit(Stream::Stdin, 1)], "more credit"),
             (
@@ -498,7 +519,8 @@ mod tests {
             .write_all(&credit(Stream::Stdin, window))
             .unwrap();
         assert_eq!(fixture.outcome.reason(), None);
-        assert_eq!(fixture.channel.outbox.input_room(), Some(window as usize));
+        let room = fixture.channel.outbox.input_room().unwrap();
+        assert_eq!(room.bytes, window as usize);
         let closed = Short::Closed(Stream::Stdin).encode();
         fixture.guest.write_all(&closed).unwrap();
         assert_eq!(fixture.channel.outbox.input_room(), None);
@@ -557,6 +579,7 @@ mod tests {
         SHARED.with(|fixture| FromGuest {
             decoder: Decoder::default(),
             outbox: Arc::clone(&fixture.channel.outbox),
+            input: Arc::clone(&fixture.channel.input),
             outputs: fixture.channel.outputs.clone(),
             outcome: Arc::new(Outcome::new().unwrap()),
             phase: Phase::Running,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Type bits of a mode (inode(7)).
 pub mod file_type {
@@ -149,6 +149,23 @@ impl Tree {
         done.join("/")
     }
 
+    /// Bytes of the files' contents.
+    ///
+    /// # Errors
+    /// A file of the host is gone; the message names it.
+    pub fn size(&self) -> io::Result<u64> {
+        let mut size = 0_u64;
+        for entry in self.entries.values() {
+            let length = match &entry.contents {
+                Contents::Nothing => 0,
+                Contents::Bytes(bytes) => bytes.len() as u64,
+                Contents::HostFile(from) => from.metadata().map_err(named(from))?.len(),
+            };
+            size = size.saturating_add(length);
+        }
+        Ok(size)
+    }
+
     /// Writes the archive.
     ///
     /// # Errors
@@ -162,12 +179,10 @@ impl Tree {
                     put(&mut out, inode, path, entry, length, &mut bytes.as_slice())?;
                 }
                 Contents::HostFile(from) => {
-                    let named = |error: io::Error| {
-                        io::Error::new(error.kind(), format!("{}: {error}", from.display()))
-                    };
-                    let mut file = File::open(from).map_err(named)?;
-                    let length = file.metadata().map_err(named)?.len();
-                    put(&mut out, inode, path, entry, length, &mut file).map_err(named)?;
+                    let mut file = File::open(from).map_err(named(from))?;
+                    let length = file.metadata().map_err(named(from))?.len();
+                    let done = put(&mut out, inode, path, entry, length, &mut file);
+                    done.map_err(named(from))?;
                 }
             }
         }
@@ -175,6 +190,11 @@ impl Tree {
         put(&mut out, 0, "TRAILER!!!", &trailer, 0, &mut io::empty())?;
         out.flush()
     }
+}
+
+/// An error with the file's name.
+fn named(file: &Path) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", file.display()))
 }
 
 /// The parts of a path, last one first.

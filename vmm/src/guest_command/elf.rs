@@ -88,7 +88,9 @@ impl<'a, T: ReadAt + ?Sized> Elf<'a, T> {
         let names = contents(names)?;
         let is_it = |header: &&[u8]| {
             let start = u32_at(header, 0) as usize;
-            names.get(start..).is_some_and(|rest| text(rest) == name)
+            let rest = names.get(start..).unwrap_or_default();
+            let behind = rest.strip_prefix(name.as_bytes());
+            behind.is_some_and(|behind| behind.first().is_none_or(|byte| *byte == 0))
         };
         headers.find(is_it).map(contents).transpose()
     }

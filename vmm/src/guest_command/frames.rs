@@ -9,7 +9,7 @@
 //! is at most [`SHORT_LIMIT`] bytes long.
 
 /// Version of the protocol, which [`Short::Ready`] tells.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes of a frame before its contents.
 pub const HEADER: usize = 3;
 /// Longest contents of a frame without stream data, in bytes.
@@ -32,7 +32,7 @@ impl Stream {
     #[must_use]
     pub const fn window(self) -> usize {
         match self {
-            // Through the receive FIFO, which takes an exit or two for each byte.
+            // What a terminal's driver holds for certain where it comes through the receive FIFO.
             Self::Stdin => 16 << 10,
             Self::Stdout => 256 << 10,
             Self::Stderr => 64 << 10,
@@ -49,8 +49,11 @@ impl Stream {
 /// A frame without stream data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Short {
-    /// From the guest, first of all: it listens, and speaks this version.
-    Ready(u8),
+    /// From the guest, first of all: it listens, speaks this version, and whether it takes input at the port
+    /// for it (see [`super::input`]); else input comes as data.
+    Ready(u8, bool),
+    /// To the guest: so many more bytes of input are at the port.
+    Input(u16),
     /// To the guest: the end of standard input.
     StdinEnd,
     /// So many more bytes of the stream may be sent.
@@ -74,6 +77,7 @@ mod kind {
     pub const CLOSED: u8 = 7;
     pub const EXIT: u8 = 8;
     pub const FAILED: u8 = 9;
+    pub const INPUT: u8 = 10;
 }
 
 /// The header of `length` bytes of a stream.
@@ -88,7 +92,8 @@ impl Short {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let (kind, contents) = match self {
-            Self::Ready(version) => (kind::READY, vec![*version]),
+            Self::Ready(version, port) => (kind::READY, vec![*version, u8::from(*port)]),
+            Self::Input(bytes) => (kind::INPUT, bytes.to_le_bytes().into()),
             Self::StdinEnd => (kind::STDIN_END, Vec::new()),
             Self::Credit(stream, bytes) => {
                 let mut contents = vec![*stream as u8];
@@ -111,7 +116,8 @@ impl Short {
 
     fn decode(kind: u8, contents: &[u8]) -> Option<Self> {
         Some(match (kind, contents) {
-            (kind::READY, &[version]) => Self::Ready(version),
+            (kind::READY, &[version, port @ 0..=1]) => Self::Ready(version, port == 1),
+            (kind::INPUT, &[low, high]) => Self::Input(u16::from_le_bytes([low, high])),
             (kind::STDIN_END, []) => Self::StdinEnd,
             (kind::CREDIT, &[stream, a, b, c, d]) => Self::Credit(
                 Stream::from_number(stream)?,
@@ -265,7 +271,9 @@ mod tests {
     #[test]
     fn frames_arrive_as_sent_in_parts_of_any_size() {
         let frames = [
-            Short::Ready(VERSION),
+            Short::Ready(VERSION, true),
+            Short::Ready(VERSION, false),
+            Short::Input(0x1234),
             Short::StdinEnd,
             Short::Credit(Stream::Stdout, 0x1234_5678),
             Short::Closed(Stream::Stderr),
@@ -294,10 +302,12 @@ mod tests {
     fn what_is_no_frame_is_refused() {
         for bytes in [
             [0, 0, 0].as_slice(),
-            &[10, 0, 0],
+            &[kind::INPUT, 1, 0, 1],
+            &[11, 0, 0],
             &[kind::EXIT, 0, 0],
             &[kind::EXIT, 2, 0, 1, 2],
-            &[kind::READY, 0, 0],
+            &[kind::READY, 1, 0, VERSION],
+            &[kind::READY, 2, 0, VERSION, 2],
             &[kind::STDIN_END, 1, 0, 0],
             &[kind::CLOSED, 1, 0, 3],
             &[kind::CREDIT, 5, 0, 9, 0, 0, 0, 0],
@@ -328,7 +338,7 @@ mod tests {
             for _ in 0..20 {
                 let mut bytes = random();
                 // Mostly kinds that there are, with lengths that are short enough.
-                bytes[0] %= 11;
+                bytes[0] %= 12;
                 bytes[2] %= 5;
                 let mut length = 0;
                 let result = decoder.feed(&bytes, |piece| {

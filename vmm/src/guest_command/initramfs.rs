@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
+use super::asked::ask;
 use super::cpio::{Contents, Entry, Tree, file_type};
 use super::elf::Elf;
 use super::libraries::needed_by;
@@ -44,8 +45,7 @@ impl Initramfs {
         }
         tree.directory("tmp", 0o1777);
         tree.directory(WORKING_DIRECTORY, 0o700);
-        // The kernel opens it before anything is mounted.
-        tree.character_device("dev/console", 0o600, (5, 1));
+        console(&mut tree);
         tree.file(INIT, 0o755, with_linker(berth)?);
         let linker = interpreter_of(berth);
         for library in needed_by(berth)? {
@@ -106,6 +106,9 @@ impl Initramfs {
             Found::Program(path) => Some(path),
             Found::NotExecutable(path) => return Err(Error::NotExecutable(path)),
             Found::Nothing if is_applet => None,
+            Found::Nothing if command.contains('/') => {
+                return Err(Error::NoFile(command.to_owned()));
+            }
             Found::Nothing => return Err(Error::NotFound(command.to_owned())),
         };
         match program {
@@ -143,7 +146,10 @@ impl Initramfs {
     /// # Errors
     /// Something in it cannot be read.
     pub fn root(&mut self, directory: &Path) -> Result<(), Error> {
-        self.directory(directory, "/", false)
+        self.directory(directory, "/", false)?;
+        // Exported containers have a plain file there.
+        console(&mut self.tree);
+        Ok(())
     }
 
     /// Adds what `--with` names. Programs bring their libraries if there are none yet.
@@ -216,6 +222,14 @@ impl Initramfs {
         Ok(())
     }
 
+    /// Bytes of the files in it.
+    ///
+    /// # Errors
+    /// One of them is gone.
+    pub fn size(&self) -> Result<u64, Error> {
+        self.tree.size().map_err(Error::Archive)
+    }
+
     /// Writes the archive.
     ///
     /// # Errors
@@ -223,6 +237,11 @@ impl Initramfs {
     pub fn write(&self, out: impl io::Write) -> Result<(), Error> {
         self.tree.write(out).map_err(Error::Archive)
     }
+}
+
+/// The kernel opens it before anything is mounted.
+fn console(tree: &mut Tree) {
+    tree.character_device("dev/console", 0o600, (5, 1));
 }
 
 /// What the host has by the name of a command.
@@ -332,10 +351,9 @@ fn with_linker(berth: &Path) -> Result<Vec<u8>, Error> {
 }
 
 fn applets(busybox: &Path) -> Result<Vec<String>, Error> {
-    let output = Command::new(busybox).arg("--list").output();
-    let output = output.map_err(Error::file(busybox))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let names = text.lines().filter(|name| *name != "busybox");
+    let answer = ask(Command::new(busybox).arg("--list"));
+    let answer = answer.map_err(Error::file(busybox))?;
+    let names = answer.out.lines().filter(|name| *name != "busybox");
     Ok(names.map(str::to_owned).collect())
 }
 
@@ -469,6 +487,9 @@ mod tests {
                 .starts_with("no-such-command: not found"),
             "{missing}"
         );
+        let missing = initramfs.small_system("./no/file").unwrap_err();
+        assert_eq!(missing.status(), 127);
+        assert!(missing.to_string().starts_with("./no/file: no such file"));
         let plain = initramfs.small_system("/etc/passwd").unwrap_err();
         assert_eq!(plain.status(), 126);
         assert!(plain.to_string().starts_with("/etc/passwd: "), "{plain}");
@@ -519,6 +540,8 @@ mod tests {
         fs::write(path("usr/bin/tool"), "tool").unwrap();
         fs::set_permissions(path("usr/bin/tool"), fs::Permissions::from_mode(0o4755)).unwrap();
         fs::create_dir(path("root")).unwrap();
+        fs::create_dir(path("dev")).unwrap();
+        fs::write(path("dev/console"), "").unwrap();
         drop(std::os::unix::net::UnixListener::bind(path("socket")).unwrap());
         let mut initramfs = empty();
         initramfs.root(dir.path()).unwrap();
@@ -532,6 +555,7 @@ mod tests {
         assert_eq!(files["usr/bin/other"].1, b"tool");
         assert_eq!(files["bin"].0, 0o120_777);
         assert!(!files.contains_key("socket"));
+        assert_eq!(files["dev/console"].0, 0o020_600);
         assert!(files.contains_key(".berth/init"));
     }
 }

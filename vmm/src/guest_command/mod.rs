@@ -1,13 +1,16 @@
 //! `berth run … -- COMMAND`: a command that runs in the guest as if it ran here.
 //!
 //! berth makes an initramfs in memory whose first process is berth itself (see [`crate::guest`]); that
-//! runs the command. Both ends talk over COM2: [`frames`] is how, [`channel`] is this end.
+//! runs the command. Both ends talk over COM2: [`frames`] is how, [`channel`] is this end. What the command reads
+//! the guest takes at a port of its own, [`input`].
 
+mod asked;
 pub mod channel;
 mod cpio;
 mod elf;
 pub mod frames;
 mod initramfs;
+pub mod input;
 pub mod kernel;
 mod libraries;
 mod modules;
@@ -105,8 +108,11 @@ pub enum Error {
     /// There is no such program.
     #[error("{0}: not found: neither a program in this host's PATH nor an applet of busybox")]
     NotFound(String),
+    /// There is no such file.
+    #[error("{0}: no such file on this host, which the small system of the guest is made of")]
+    NoFile(String),
     /// It is there, but no program.
-    #[error("{}: cannot be executed", .0.display())]
+    #[error("{path}: is no program that may be executed; if it is one, chmod +x {path}", path = .0.display())]
     NotExecutable(PathBuf),
     /// There is no busybox on this host.
     #[error(
@@ -148,6 +154,17 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// It cannot be unpacked in the guest.
+    #[error(
+        "the initramfs of the command would have {size} bytes, but the guest has {memory}; give it more, \
+         --memory SIZE, or bring less along (--rootfs DIR, --with)"
+    )]
+    TooLarge {
+        /// Bytes of what is in it.
+        size: u64,
+        /// Bytes of the guest's RAM.
+        memory: u64,
+    },
     /// The archive.
     #[error("cannot make the initramfs: {0}")]
     Archive(io::Error),
@@ -166,7 +183,7 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> u8 {
         match self {
-            Self::NotFound(_) => NOT_FOUND,
+            Self::NotFound(_) | Self::NoFile(_) => NOT_FOUND,
             Self::NotExecutable(_) => NOT_EXECUTABLE,
             _ => 1,
         }
@@ -285,7 +302,7 @@ pub fn prepare(config: &RunConfig, command: &GuestCommand) -> Result<Prepared, E
     }
     let modules = load_list(&config.kernel, command, &modules, task.root.as_ref())?;
     initramfs.task(task, modules);
-    let file = in_memory(&initramfs)?;
+    let file = in_memory(&initramfs, config.memory)?;
     config.initrd = Some(format!("/proc/self/fd/{}", file.as_raw_fd()).into());
     config.append = boot_words(&config);
     Ok(Prepared {
@@ -318,7 +335,12 @@ fn load_list(
     Ok(tree.with_dependencies(&names)?)
 }
 
-fn in_memory(initramfs: &Initramfs) -> Result<OwnedFd, Error> {
+/// The archive as a file in memory, if a guest with so much RAM can have it.
+fn in_memory(initramfs: &Initramfs, memory: u64) -> Result<OwnedFd, Error> {
+    let size = initramfs.size()?;
+    if size > memory {
+        return Err(Error::TooLarge { size, memory });
+    }
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let made = rustix::fs::memfd_create("initramfs", flags);
     let file = fs::File::from(made.map_err(|error| Error::Archive(error.into()))?);
@@ -338,7 +360,8 @@ fn boot_words(config: &RunConfig) -> String {
     let quiet = if config.verbosity == 0 { "quiet " } else { "" };
     let append = &config.append;
     let libraries = initramfs::LIBRARIES;
-    format!("{quiet}{append} rdinit={INIT} LD_LIBRARY_PATH={libraries}")
+    // What is behind " -- " is for the first process.
+    format!("{quiet}rdinit={INIT} LD_LIBRARY_PATH={libraries} {append}")
 }
 
 /// The program `name` in the directories of `PATH` and those for system administration, where many of
@@ -351,6 +374,14 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
         .filter(|directory| directory.starts_with('/') && !name.is_empty())
         .map(|directory| Path::new(directory).join(name))
         .find(|path| fs::metadata(path).is_ok_and(|found| is_executable(&found)))
+}
+
+/// Opens a regular file to read; anything else could keep whoever opens it waiting.
+fn open_regular(path: &Path) -> io::Result<fs::File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
+    fs::File::open(path)
 }
 
 fn is_executable(metadata: &Metadata) -> bool {
@@ -376,6 +407,23 @@ mod tests {
         ] {
             assert_eq!(status(&reason), expected, "{reason}");
         }
+    }
+
+    #[test]
+    fn what_the_guest_cannot_hold_is_not_copied() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(3 << 30).unwrap();
+        let mut initramfs = Initramfs::new(&std::env::current_exe().unwrap()).unwrap();
+        let with = With {
+            from: file.path().to_owned(),
+            to: Some("/large".into()),
+        };
+        initramfs.with(&with, false).unwrap();
+        let error = in_memory(&initramfs, 512 << 20).unwrap_err();
+        assert!(
+            matches!(error, Error::TooLarge { size, .. } if size > 3 << 30),
+            "{error}"
+        );
     }
 
     #[test]

@@ -9,6 +9,8 @@ use super::elf::Elf;
 
 /// Longer files are no modules.
 const MAX_MODULE: u64 = 256 << 20;
+/// Memory to unpack an xz file, in KiB; the kernel's own limit is far lower.
+const XZ_MEMORY: u32 = 256 << 10;
 
 /// Why a module cannot be brought along.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +147,11 @@ impl ModuleTree {
     /// Whether the kernel is known to have this only as a module.
     #[must_use]
     pub fn must_load(&self, name: &str) -> bool {
-        self.built_in.is_some() && !self.is_built_in(name) && self.files.contains_key(&normal(name))
+        self.built_in.is_some() && !self.is_built_in(name) && self.has(name)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.files.contains_key(&normal(name))
     }
 
     /// These modules and what they depend on, each behind those that it needs. A name with a slash is
@@ -186,7 +192,15 @@ impl ModuleTree {
             source,
         };
         let bytes = unpacked(&file).map_err(failed)?;
-        for needed in dependencies(&bytes).map_err(failed)? {
+        let needed = Dependencies::of(&bytes).map_err(failed)?;
+        for soft in needed.soft {
+            // An algorithm of the kernel's is by its name in a module for any processor.
+            let candidates = [format!("{soft}_generic"), soft];
+            if let Some(soft) = candidates.iter().find(|name| self.has(name)) {
+                self.add(soft, Some(&name), done, modules)?;
+            }
+        }
+        for needed in needed.hard {
             self.add(&needed, Some(&name), done, modules)?;
         }
         modules.push(Module { name, bytes });
@@ -207,27 +221,45 @@ fn list(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> io::Result<(
     Ok(())
 }
 
-/// The modules that must be loaded before, in the module's own words (`depends=`).
-fn dependencies(module: &[u8]) -> io::Result<Vec<String>> {
-    let elf = Elf::open(module).ok_or_else(|| io::Error::other("is no kernel module"))?;
-    let info = elf.section(".modinfo")?.unwrap_or_default();
-    let mut names = Vec::new();
-    for field in info.split(|byte| *byte == 0) {
-        let field = String::from_utf8_lossy(field);
-        if let Some(list) = field.strip_prefix("depends=") {
-            names.extend(list.split(',').filter(|name| !name.is_empty()).map(normal));
+/// The modules that are to be loaded before, in a module's own words.
+#[derive(Default)]
+struct Dependencies {
+    /// It cannot be loaded without these (`depends=`).
+    hard: Vec<String>,
+    /// It may ask for these later, which nobody answers in the guest (`softdep=pre:`).
+    soft: Vec<String>,
+}
+
+impl Dependencies {
+    fn of(module: &[u8]) -> io::Result<Self> {
+        let elf = Elf::open(module).ok_or_else(|| io::Error::other("is no kernel module"))?;
+        let info = elf.section(".modinfo")?.unwrap_or_default();
+        let mut found = Self::default();
+        for field in info.split(|byte| *byte == 0) {
+            let field = String::from_utf8_lossy(field);
+            if let Some(list) = field.strip_prefix("depends=") {
+                let names = list.split(',').filter(|name| !name.is_empty());
+                found.hard.extend(names.map(normal));
+            }
+            if let Some(list) = field.strip_prefix("softdep=pre:") {
+                let names = list.split_whitespace();
+                let names = names.take_while(|word| !word.ends_with(':'));
+                found.soft.extend(names.map(normal));
+            }
         }
+        Ok(found)
     }
-    Ok(names)
 }
 
 fn unpacked(path: &Path) -> io::Result<Vec<u8>> {
-    let file = fs::File::open(path)?;
+    let file = super::open_regular(path)?;
     let mut bytes = Vec::new();
     let packing = path.extension().and_then(|extension| extension.to_str());
     let mut read = |reader: &mut dyn Read| reader.take(MAX_MODULE).read_to_end(&mut bytes);
     match packing {
-        Some("xz") => read(&mut lzma_rust2::XzReader::new(file, true))?,
+        Some("xz") => read(&mut lzma_rust2::XzReader::new_mem_limit(
+            file, true, XZ_MEMORY,
+        ))?,
         Some("gz") => read(&mut flate2::read::MultiGzDecoder::new(file))?,
         Some("zst") => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(file);
@@ -323,6 +355,27 @@ mod tests {
             error.ends_with("lib/modules/1.2.3 has no module nonsense"),
             "{error}"
         );
+    }
+
+    /// As ext4 has it, which asks for its checksum when it mounts.
+    #[test]
+    fn what_a_module_asks_for_later_comes_first() {
+        let (_dir, kernel) = package(
+            &[
+                (
+                    "fs.ko",
+                    "depends=\0softdep=pre: crc32c absent other post: late\0",
+                ),
+                ("crc32c-intel.ko", "depends=\0"),
+                ("crc32c_generic.ko", "depends=\0"),
+                ("other.ko", "depends=\0softdep=pre: fs\0"),
+                ("late.ko", "depends=\0"),
+            ],
+            None,
+        );
+        let tree = ModuleTree::of_kernel(&kernel).unwrap();
+        let expected = ["crc32c_generic", "other", "fs"];
+        assert_eq!(names(&tree, &["fs"]).unwrap(), expected);
     }
 
     #[test]

@@ -5,12 +5,12 @@ use std::io::{self, ErrorKind, Write};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::Outbox;
 use super::frames::{Short, Stream};
+use crate::console::write_some;
 
 /// Written at once, so that a slow reader gives credit back in parts.
 const PART: usize = 64 << 10;
@@ -133,17 +133,7 @@ impl Shared {
         while !batch.is_empty() {
             let (front, _) = batch.as_slices();
             let part = front.len().min(PART);
-            let count = match sink.write(&front[..part]) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // Somebody else made the descriptor non-blocking: wait for it ourselves.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    thread::sleep(Duration::from_millis(10));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+            let count = write_some(sink, &front[..part])?;
             batch.drain(..count);
             self.lock().held -= count;
             self.outbox.credit(self.stream, count);
@@ -171,6 +161,7 @@ impl Shared {
 mod tests {
     use super::*;
     use std::sync::mpsc;
+    use std::time::Duration;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     const LIMIT: Duration = Duration::from_secs(60);

@@ -406,7 +406,7 @@ fn a_drive_stands_for_its_image() {
     for (argument, expected) in [
         (
             "file=a,if=none",
-            "id is missing; a device names the drive by it, with drive=",
+            "id is missing; a device names the drive by it, with drive=; an image alone is given with --disk FILE",
         ),
         (
             "id=d,if=none",

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::plot;
@@ -76,7 +77,7 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
             } else {
                 summary.text()
             };
-            crate::cli::print(&text);
+            tell(&text)?;
         }
         TraceAction::Plot { out } => {
             let plot = plot::Plot::read(input).map_err(unread)?;
@@ -91,8 +92,12 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
                 plot.html(&title)
             };
             match out {
-                None => crate::cli::print(&page),
+                None => tell(&page)?,
                 Some(out) => {
+                    if is_same(config.file.as_deref(), out) {
+                        let problem = "is the trace; give the picture another name";
+                        return Err(TraceCommandError::new(out, problem));
+                    }
                     std::fs::write(out, page)
                         .map_err(|error| TraceCommandError::new(out, plain(&error)))?;
                     stderr::say(format_args!("berth trace: wrote {}", out.display()));
@@ -101,6 +106,11 @@ pub fn run(config: &TraceConfig) -> Result<(), TraceCommandError> {
         }
     }
     Ok(())
+}
+
+fn tell(text: &str) -> Result<(), TraceCommandError> {
+    let failed = |error| TraceCommandError::new(Path::new("standard output"), plain(&error));
+    crate::cli::print(text).map_err(failed)
 }
 
 fn open(file: Option<&Path>) -> Result<(Box<dyn Read>, PathBuf), TraceCommandError> {
@@ -116,6 +126,12 @@ fn open(file: Option<&Path>) -> Result<(Box<dyn Read>, PathBuf), TraceCommandErr
         ));
     }
     Ok((Box::new(file), path.into()))
+}
+
+/// Whether the picture would replace the trace.
+fn is_same(file: Option<&Path>, out: &Path) -> bool {
+    let meta = |path: &Path| path.metadata().map(|meta| (meta.dev(), meta.ino()));
+    file.is_some_and(|file| matches!((meta(file), meta(out)), (Ok(file), Ok(out)) if file == out))
 }
 
 fn note(file: &Path, notes: Vec<String>) {

@@ -18,6 +18,7 @@ use super::VERSION;
 pub struct Lines {
     tracer: Arc<Tracer>,
     bytes: Vec<u8>,
+    records: u64,
     // Numbers of controllers with their ids as JSON has them.
     controllers: Vec<(u32, String)>,
     // Of the last line.
@@ -30,6 +31,7 @@ impl Lines {
         Self {
             tracer: Arc::clone(tracer),
             bytes: first_line(header).into_bytes(),
+            records: 0,
             controllers: Vec::new(),
             time: 0,
         }
@@ -40,14 +42,21 @@ impl Lines {
         &self.bytes
     }
 
+    /// How many of the lines are records.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
     /// It is written.
     pub fn clear(&mut self) {
         self.bytes.clear();
+        self.records = 0;
     }
 
     /// Adds a record, and its controller before if it is new.
     pub fn record(&mut self, record: &Record) {
         self.time = record.time;
+        self.records += 1;
         let known = |(number, _): &(u32, String)| *number == record.command.controller;
         let index = match self.controllers.iter().position(known) {
             Some(index) => index,

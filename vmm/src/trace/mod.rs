@@ -32,8 +32,8 @@
 //! strings in hexadecimal. Readers leave out fields and events that they do not know; those that are here stay
 //! in later versions of the number 1.
 //!
-//! Lines are in order of time for each queue; between queues they may be out of order by a fraction of a
-//! second. A trace whose last line is no `end` was cut: berth was killed, or the file could not take more.
+//! Lines are in order of time for each queue, whichever threads it was on; between queues one may come late,
+//! by as long as its thread was kept from recording it. A trace whose last line is no `end` was cut: berth was killed, or the file could not take more.
 
 pub mod command;
 mod histogram;
@@ -152,7 +152,8 @@ impl Tracing {
         let no_thread = |error: std::io::Error| refused(crate::control::plain(&error));
         let (tracer, reader) = Tracer::begin().map_err(no_thread)?;
         let header = header(registry);
-        let writer = Writer::start(path, sink, &header, reader, &tracer).map_err(no_thread)?;
+        let writer =
+            Writer::start(argument, path, sink, &header, reader, &tracer).map_err(no_thread)?;
         registry.set_trace(Some(&tracer));
         *self.0.borrow_mut() = Some(Trace { tracer, writer });
         Ok(())
@@ -171,8 +172,8 @@ impl Tracing {
         if let Some(trace) = self.0.take() {
             trace.stop();
             if !trace.writer.wait(END_PATIENCE) {
-                let path = trace.writer.path().display();
-                tracing::warn!("--trace {path}: its last lines could not be written in time");
+                let name = trace.writer.name();
+                tracing::warn!("{name}: its last lines could not be written in time");
             }
         }
     }

@@ -135,10 +135,11 @@ impl Plot {
             Kind::Fetch => {
                 self.origin.get_or_insert(event.t);
             }
+            Kind::Complete | Kind::Abandon if event.waits_for_an_event() => {}
             Kind::Complete | Kind::Abandon => self.ended(event),
             Kind::Lost => {
                 let column = self.column(event.t);
-                self.lost[column] += event.lost;
+                self.lost[column] = self.lost[column].saturating_add(event.lost);
             }
             Kind::End | Kind::Other => {}
         }
@@ -217,9 +218,10 @@ impl Plot {
         let queue = &mut self.queues[queue];
         queue.commands += 1;
         for column in first..=last {
-            let from = origin + column as u64 * self.width;
-            let to = from + self.width;
-            queue.busy[column] += end.min(to).saturating_sub(start.max(from));
+            let from = origin.saturating_add((column as u64).saturating_mul(self.width));
+            let to = from.saturating_add(self.width);
+            let busy = end.min(to).saturating_sub(start.max(from));
+            queue.busy[column] = queue.busy[column].saturating_add(busy);
         }
     }
 
@@ -261,6 +263,6 @@ impl Plot {
 fn fold(columns: &mut [u64]) {
     for column in 0..columns.len() {
         let count = std::mem::take(&mut columns[column]);
-        columns[column / 2] += count;
+        columns[column / 2] = columns[column / 2].saturating_add(count);
     }
 }

@@ -100,6 +100,12 @@ impl Event<'_> {
     pub fn is_error(&self) -> bool {
         self.event == Kind::Abandon || self.status != "success"
     }
+
+    /// Whether it is a request for an event, which is meant to take as long as nothing happens: its
+    /// latency says nothing of the controller, nor does its end without a completion.
+    pub fn waits_for_an_event(&self) -> bool {
+        self.sqid == 0 && self.op == "async-event-request"
+    }
 }
 
 /// What there is to say of a file that was read.

@@ -63,12 +63,13 @@ impl Sink {
     }
 }
 
-fn open_file(path: &Path) -> io::Result<File> {
+pub(super) fn open_file(path: &Path) -> io::Result<File> {
     let file = File::options()
         .write(true)
         .create(true)
         .truncate(false)
-        .custom_flags(libc::O_NOCTTY)
+        // A line that nobody answers, or a FIFO that was just put here, would be waited for.
+        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
         .open(path)?;
     if file.metadata()?.is_file() {
         // Before anything in it is lost: it may be an image, or the trace of another berth.

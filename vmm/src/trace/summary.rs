@@ -39,7 +39,7 @@ impl Group {
         if event.is_error() {
             self.errors += 1;
         } else {
-            self.bytes += event.bytes;
+            self.bytes = self.bytes.saturating_add(event.bytes);
         }
     }
 
@@ -77,6 +77,46 @@ struct Slow {
     status: String,
 }
 
+/// Names by number, in order of appearance: so that only a new one is kept, not each that is met.
+#[derive(Debug, Default)]
+struct Names(Vec<String>);
+
+impl Names {
+    fn number_of(&mut self, name: &str) -> u16 {
+        let known = self.0.iter().position(|known| known == name);
+        let index = known.unwrap_or_else(|| {
+            self.0.push(name.to_owned());
+            self.0.len() - 1
+        });
+        u16::try_from(index).unwrap_or(u16::MAX)
+    }
+
+    fn get(&self, number: u16) -> &str {
+        self.0.get(usize::from(number)).map_or("?", String::as_str)
+    }
+}
+
+impl Slow {
+    fn row(&self) -> [String; 9] {
+        let status = if self.status.is_empty() {
+            "(abandoned)"
+        } else {
+            &self.status
+        };
+        [
+            self.op.clone(),
+            time(self.latency as f64),
+            format!("{:.6} s", seconds(self.t)),
+            format!("{} {}", self.ctrl, self.sqid),
+            self.cid.to_string(),
+            self.nsid.to_string(),
+            self.slba.map_or("-".into(), |slba| slba.to_string()),
+            self.bytes.to_string(),
+            status.to_owned(),
+        ]
+    }
+}
+
 /// Commands in flight: of I/O queues, from what was fetched and what ended.
 #[derive(Debug, Default)]
 struct Depth {
@@ -91,12 +131,13 @@ pub struct Summary {
     header: Header,
     condition: Condition,
     // Admin commands have names of their own.
-    by_opcode: BTreeMap<(bool, String), Group>,
+    by_opcode: BTreeMap<(bool, u16), Group>,
     by_queue: BTreeMap<(u16, u16), Group>,
-    // Ids by number, in order of appearance.
-    controllers: Vec<String>,
+    controllers: Names,
+    opcodes: Names,
     statuses: BTreeMap<String, u64>,
-    sizes: BTreeMap<(String, u64), u64>,
+    // By opcode and bytes.
+    sizes: BTreeMap<(u16, u64), u64>,
     slowest: BinaryHeap<std::cmp::Reverse<Slow>>,
     depth: Depth,
     /// Of I/O commands: the first that was fetched, the last that ended.
@@ -137,7 +178,7 @@ impl Summary {
             Kind::Fetch => self.fetched(event),
             Kind::Complete | Kind::Abandon => self.ended(event),
             Kind::Lost => {
-                self.lost += event.lost;
+                self.lost = self.lost.saturating_add(event.lost);
                 // Whose ends are missing would be in flight for ever.
                 self.depth.open.clear();
             }
@@ -149,7 +190,8 @@ impl Summary {
         if event.sqid == 0 {
             return;
         }
-        let key = (self.number_of(&event.ctrl), event.sqid, event.cid);
+        let number = self.controllers.number_of(&event.ctrl);
+        let key = (number, event.sqid, event.cid);
         let depth = &mut self.depth;
         if depth.open.len() < MOST_IN_FLIGHT {
             depth.open.insert(key, event.slba);
@@ -161,7 +203,8 @@ impl Summary {
     }
 
     fn ended(&mut self, event: &Event<'_>) {
-        let number = self.number_of(&event.ctrl);
+        let number = self.controllers.number_of(&event.ctrl);
+        let opcode = self.opcodes.number_of(&event.op);
         let admin = event.sqid == 0;
         let slba = self.depth.open.remove(&(number, event.sqid, event.cid));
         if let Some((_, end)) = &mut self.span
@@ -169,13 +212,12 @@ impl Summary {
         {
             *end = (*end).max(event.t);
         }
-        // An owned key only for what is new.
-        let name = (admin, event.op.clone().into_owned());
-        self.by_opcode.entry(name).or_default().add(event);
-        self.by_queue
-            .entry((number, event.sqid))
-            .or_default()
-            .add(event);
+        let by_opcode = self.by_opcode.entry((admin, opcode));
+        by_opcode.or_default().add(event);
+        if !event.waits_for_an_event() {
+            let by_queue = self.by_queue.entry((number, event.sqid));
+            by_queue.or_default().add(event);
+        }
         let status = if event.event == Kind::Abandon {
             "(abandoned)"
         } else {
@@ -183,7 +225,7 @@ impl Summary {
         };
         count(&mut self.statuses, status);
         if event.bytes > 0 && !admin {
-            let key = (event.op.clone().into_owned(), event.bytes);
+            let key = (opcode, event.bytes);
             if self.sizes.len() < MOST_SIZES || self.sizes.contains_key(&key) {
                 *self.sizes.entry(key).or_default() += 1;
             }
@@ -216,15 +258,6 @@ impl Summary {
         }));
     }
 
-    fn number_of(&mut self, ctrl: &str) -> u16 {
-        let known = self.controllers.iter().position(|known| known == ctrl);
-        let index = known.unwrap_or_else(|| {
-            self.controllers.push(ctrl.to_owned());
-            self.controllers.len() - 1
-        });
-        u16::try_from(index).unwrap_or(u16::MAX)
-    }
-
     fn seconds(&self) -> f64 {
         self.span.map_or(0.0, |(start, end)| seconds(end - start))
     }
@@ -237,7 +270,7 @@ impl Summary {
                 total.0 + group.latencies.count(),
                 total.1 + group.errors,
                 total.2 + group.abandoned,
-                total.3 + group.bytes,
+                total.3.saturating_add(group.bytes),
                 total.4 + group.latencies.sum(),
             )
         })
@@ -251,10 +284,14 @@ impl Summary {
         sum as f64 / length.max(1) as f64
     }
 
-    fn controller(&self, number: u16) -> &str {
-        self.controllers
-            .get(usize::from(number))
-            .map_or("?", String::as_str)
+    /// Opcode, bytes and count, in order of these.
+    fn sizes(&self) -> Vec<(&str, u64, u64)> {
+        let sizes = self.sizes.iter();
+        let named =
+            |((op, bytes), count): (&(u16, u64), &u64)| (self.opcodes.get(*op), *bytes, *count);
+        let mut sizes: Vec<_> = sizes.map(named).collect();
+        sizes.sort_unstable();
+        sizes
     }
 
     fn slowest(&self) -> Vec<&Slow> {
@@ -269,15 +306,16 @@ impl Summary {
         let (count, errors, abandoned, bytes, _) = self.totals();
         let opcodes = self.by_opcode.iter().map(|((admin, op), group)| {
             let queue = if *admin { "admin" } else { "io" };
-            group.json(json!({ "queue": queue, "op": op }), seconds)
-        });
-        let queues = self.by_queue.iter().map(|((number, sqid), group)| {
-            let key = json!({ "ctrl": self.controller(*number), "sqid": sqid });
+            let key = json!({ "queue": queue, "op": self.opcodes.get(*op) });
             group.json(key, seconds)
         });
-        let sizes = self.sizes.iter();
+        let queues = self.by_queue.iter().map(|((number, sqid), group)| {
+            let key = json!({ "ctrl": self.controllers.get(*number), "sqid": sqid });
+            group.json(key, seconds)
+        });
+        let sizes = self.sizes().into_iter();
         let sizes =
-            sizes.map(|((op, bytes), count)| json!({ "op": op, "bytes": bytes, "count": count }));
+            sizes.map(|(op, bytes, count)| json!({ "op": op, "bytes": bytes, "count": count }));
         let slowest = self.slowest().into_iter().map(|slow| {
             json!({
                 "latency": slow.latency, "t": slow.t, "ctrl": slow.ctrl, "sqid": slow.sqid,
@@ -346,10 +384,11 @@ impl Summary {
         let left_out = rows.len().saturating_sub(SHOWN_OPCODES);
         let mut text = table_head("by opcode");
         for ((admin, op), group) in rows.into_iter().take(SHOWN_OPCODES) {
+            let op = self.opcodes.get(*op);
             let name = if *admin {
                 format!("admin {op}")
             } else {
-                op.clone()
+                op.to_owned()
             };
             text += &table_row(&name, group);
         }
@@ -358,8 +397,10 @@ impl Summary {
 
     fn queue_table(&self) -> String {
         let mut text = table_head("by queue");
-        for ((number, sqid), group) in &self.by_queue {
-            let name = format!("{} {sqid}", self.controller(*number));
+        let mut rows: Vec<_> = self.by_queue.iter().collect();
+        rows.sort_by_key(|((number, sqid), _)| (self.controllers.get(*number), *sqid));
+        for ((number, sqid), group) in rows {
+            let name = format!("{} {sqid}", self.controllers.get(*number));
             text += &table_row(&name, group);
         }
         text
@@ -369,13 +410,13 @@ impl Summary {
         if self.sizes.is_empty() {
             return String::new();
         }
-        let mut sizes: Vec<_> = self.sizes.iter().collect();
-        sizes.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let mut sizes = self.sizes();
+        sizes.sort_by_key(|(.., count)| std::cmp::Reverse(*count));
         let left_out = sizes.len().saturating_sub(SHOWN_SIZES);
         sizes.truncate(SHOWN_SIZES);
         sizes.sort();
         let mut text = format!("\n{:<28}{:>12}{:>12}\n", "sizes", "bytes", "count");
-        for ((op, bytes), count) in sizes {
+        for (op, bytes, count) in sizes {
             let _ = writeln!(text, "{op:<28}{bytes:>12}{count:>12}");
         }
         text + &and_more(left_out)
@@ -398,30 +439,20 @@ impl Summary {
         if self.slowest.is_empty() {
             return String::new();
         }
-        let mut text = format!(
-            "\n{:<18}{:>12}{:>14}{:>8}{:>7}{:>6}{:>14}{:>9}  status\n",
-            "slowest", "latency", "fetched at", "queue", "cid", "nsid", "slba", "bytes"
-        );
-        for slow in self.slowest() {
-            let status = if slow.status.is_empty() {
-                "(abandoned)"
-            } else {
-                &slow.status
-            };
-            let _ = writeln!(
-                text,
-                "{:<18}{:>12}{:>13.6}s{:>8}{:>7}{:>6}{:>14}{:>9}  {status}",
-                slow.op,
-                time(slow.latency as f64),
-                seconds(slow.t),
-                format!("{}:{}", slow.ctrl, slow.sqid),
-                slow.cid,
-                slow.nsid,
-                slow.slba.map_or("-".into(), |slba| slba.to_string()),
-                slow.bytes,
-            );
-        }
-        text
+        let head = [
+            "slowest",
+            "latency",
+            "fetched at",
+            "queue",
+            "cid",
+            "nsid",
+            "slba",
+            "bytes",
+            "status",
+        ];
+        let mut rows = vec![head.map(str::to_owned)];
+        rows.extend(self.slowest().into_iter().map(Slow::row));
+        format!("\n{}", in_columns(&rows))
     }
 }
 
@@ -441,6 +472,25 @@ fn and_more(count: usize) -> String {
     }
 }
 
+/// Rows beneath each other, however long their words are: a guest may choose any number. The first and
+/// the last column are text, those between them numbers.
+fn in_columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let mut text = String::new();
+    for row in rows {
+        for (column, word) in row.iter().enumerate() {
+            let width = widest(column).unwrap_or(0);
+            let _ = match column {
+                0 => write!(text, "{word:<width$}"),
+                last if last == N - 1 => write!(text, "  {word}"),
+                _ => write!(text, "  {word:>width$}"),
+            };
+        }
+        text.push('\n');
+    }
+    text
+}
+
 fn table_head(what: &str) -> String {
     let mut text = format!("\n{what:<28}{:>11}{:>8}", "count", "errors");
     for name in ["min", "p50", "p90", "p99", "p99.9", "max", "mean"] {
@@ -453,10 +503,18 @@ fn table_head(what: &str) -> String {
 fn table_row(name: &str, group: &Group) -> String {
     let errors = group.errors + group.abandoned;
     let mut text = format!("{name:<28}{:>11}{errors:>8}", group.latencies.count());
-    for (_, figure) in group.latencies.figures() {
-        let _ = write!(text, "{:>10}", time(figure as f64));
+    let figures = group.latencies.figures().into_iter();
+    let figures = figures.map(|(_, figure)| figure as f64);
+    for figure in figures.chain([group.latencies.mean()]) {
+        // Nothing of this kind was completed.
+        let figure = if group.latencies.count() == 0 {
+            "-".to_owned()
+        } else {
+            time(figure)
+        };
+        let _ = write!(text, "{figure:>10}");
     }
-    let _ = writeln!(text, "{:>10}", time(group.latencies.mean()));
+    text.push('\n');
     text
 }
 

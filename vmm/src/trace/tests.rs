@@ -170,6 +170,61 @@ fn admin_commands_say_what_they_are_about() {
     );
 }
 
+/// A guest may fetch any 64 bytes, and every status can be the answer.
+#[test]
+fn every_line_is_json_whatever_the_command() {
+    let mut records = Vec::new();
+    for (sqid, opcode) in (0..=255).flat_map(|opcode| [(0, opcode), (u16::MAX, opcode)]) {
+        let odd = TracedCommand {
+            cid: u16::MAX,
+            nsid: u32::MAX,
+            bytes: u32::MAX,
+            ..command(sqid, opcode)
+        };
+        for cdw in [
+            [0; 3],
+            [u32::MAX; 3],
+            [0x2222_2222, 0x5c5c_5c5c, 0x0a0a_0a0a],
+        ] {
+            let event = TraceEvent::Fetched {
+                prp1: u64::MAX,
+                prp2: u64::MAX,
+                cdw,
+            };
+            records.push(Record::new(u64::MAX, odd, event));
+        }
+        records.push(Record::new(
+            1,
+            odd,
+            TraceEvent::Abandoned { latency: u64::MAX },
+        ));
+    }
+    for status in 0..=0x7ff {
+        let event = TraceEvent::Completed {
+            latency: 0,
+            status: Status(status),
+            dnr: status % 2 == 0,
+            dw0: u32::MAX,
+        };
+        records.push(Record::new(1, command(1, 2), event));
+    }
+    let lines = lines(&records);
+    // The controller's is the first.
+    assert_eq!(lines.len(), records.len() + 1);
+    for (line, record) in lines[1..].iter().zip(&records) {
+        let parsed: Value =
+            serde_json::from_str(line).unwrap_or_else(|why| panic!("{line}: {why}"));
+        assert_eq!(parsed["opc"], record.command.opcode, "{line}");
+        assert!(!parsed["op"].as_str().unwrap().is_empty(), "{line}");
+        let keys = line.matches("\":").count();
+        assert_eq!(
+            parsed.as_object().unwrap().len(),
+            keys,
+            "no key twice: {line}"
+        );
+    }
+}
+
 #[test]
 fn controllers_are_introduced_once() {
     let record = Record::new(5, command(1, 2), TraceEvent::Abandoned { latency: 0 });
@@ -381,6 +436,99 @@ fn losses_and_reused_identifiers_leave_nothing_in_flight_for_ever() {
     assert!(plot.svg("t").contains("records lost"));
 }
 
+/// Numbers that no trace of berth has: a file may hold anything.
+#[test]
+fn the_largest_numbers_are_taken() {
+    let most = u64::MAX;
+    let end = |t: u64, latency: u64| {
+        format!(
+            "{{\"t\":{t},\"event\":\"complete\",\"ctrl\":\"c\",\"sqid\":1,\"cid\":0,\"op\":\"read\",\
+             \"bytes\":{most},\"latency\":{latency},\"status\":\"success\"}}"
+        )
+    };
+    let lost = format!("{{\"t\":{most},\"event\":\"lost\",\"lost\":{most}}}");
+    let mut lines = vec![end(5, 1), lost.clone(), lost];
+    lines.extend((0..2000).map(|_| end(most, most)));
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let text = trace(&lines);
+    let summary = Summary::read(text.as_bytes()).unwrap();
+    assert_eq!(summary.json()["lost"], most);
+    assert_eq!(summary.json()["io"]["bytes"], most);
+    summary.text();
+    let page = Plot::read(text.as_bytes()).unwrap().html("t");
+    is_well_formed(&page).unwrap();
+}
+
+/// A request for an event takes as long as nothing happens, and every machine ends with some.
+#[test]
+fn requests_for_events_spoil_no_figure() {
+    let admin = |t: u64, event, op, rest| {
+        format!(
+            "{{\"t\":{t},\"event\":\"{event}\",\"ctrl\":\"c\",\"sqid\":0,\"cid\":1,\"op\":\"{op}\"{rest}}}"
+        )
+    };
+    let request = "async-event-request";
+    let lines = [
+        admin(0, "fetch", request, ""),
+        admin(5, "fetch", "identify", ""),
+        admin(
+            9,
+            "complete",
+            "identify",
+            ",\"latency\":4,\"status\":\"success\"",
+        ),
+        admin(
+            3_600_000_000_000,
+            "abandon",
+            request,
+            ",\"latency\":3600000000000",
+        ),
+    ];
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let text = trace(&lines);
+    let summary = Summary::read(text.as_bytes()).unwrap();
+    let figures = summary.json();
+    assert_eq!(figures["by_queue"][0]["abandoned"], 0);
+    assert_eq!(figures["by_opcode"][1]["op"], request);
+    assert_eq!(figures["by_opcode"][1]["abandoned"], 1);
+    let row = summary.text();
+    let row = row.lines().find(|line| line.contains(request)).unwrap();
+    assert_eq!(row.split_whitespace().last(), Some("-"), "{row}");
+    let page = Plot::read(text.as_bytes()).unwrap().svg("t");
+    assert!(page.contains("1 commands in 9 ns, 0 errors"), "{page}");
+    assert!(!page.contains("1000 s"), "{page}");
+}
+
+#[test]
+fn columns_stand_apart_whatever_a_guest_writes() {
+    let line = "{\"t\":9,\"event\":\"complete\",\"ctrl\":\"controller10\",\"sqid\":128,\"cid\":65535,\
+                \"op\":\"dataset-management\",\"nsid\":4294967295,\"bytes\":4294967295,\"latency\":5,\
+                \"status\":\"invalid-namespace\"}";
+    let fetch = line
+        .replace("complete", "fetch")
+        .replace("\"t\":9", "\"t\":4,\"slba\":18446744073709551615");
+    let text = Summary::read(trace(&[&fetch, line]).as_bytes())
+        .unwrap()
+        .text();
+    let row = text.lines().last().unwrap();
+    let words: Vec<&str> = row.split_whitespace().collect();
+    let expected = [
+        "dataset-management",
+        "5",
+        "ns",
+        "0.000000",
+        "s",
+        "controller10",
+        "128",
+        "65535",
+        "4294967295",
+        "18446744073709551615",
+        "4294967295",
+        "invalid-namespace",
+    ];
+    assert_eq!(words, expected, "{text}");
+}
+
 fn condition(text: &[u8]) -> Condition {
     scan(text, |_| {}).unwrap().1
 }
@@ -505,6 +653,13 @@ fn a_long_trace_is_counted_into_fields() {
     );
     assert!(page.len() < 300_000, "{} bytes", page.len());
     assert_eq!(page.matches(">top: 1.").count(), 2);
+    let strip = page.matches("errors or abandoned</title>").count();
+    assert!(strip > 100, "one for each column: {strip}");
+    assert!(
+        !page.contains("l7 7m0 -7l-7 7"),
+        "no crosses upon the fields"
+    );
+    assert!(page.contains("time since the first command in ms"));
 }
 
 #[test]
@@ -569,6 +724,11 @@ fn files_are_emptied_unless_somebody_uses_them() {
     assert_eq!(fs::read(&path).unwrap(), b"new line");
     let error = Sink::open(directory.path(), Duration::ZERO).unwrap_err();
     assert_eq!(error, "is a directory");
+    // What is a FIFO by the time that it is opened is not waited for.
+    let fifo = directory.path().join("fifo");
+    crate::control::sys::mkfifo(&fifo).unwrap();
+    let error = super::sink::open_file(&fifo).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENXIO));
     let mut full = Sink::open("/dev/full".as_ref(), Duration::ZERO).unwrap();
     let error = full.write_all(b"x", || false).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);

@@ -42,15 +42,19 @@ enum End {
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
+    // What messages begin with.
+    name: String,
     shared: Arc<Shared>,
 }
 
 impl Writer {
-    /// Starts the thread, which writes what `reader` reads to `sink`, `header` first.
+    /// Starts the thread, which writes what `reader` reads to `sink`, `header` first. Messages begin with
+    /// `argument`, which asked for it, and `path`.
     ///
     /// # Errors
     /// No thread could be made.
     pub fn start(
+        argument: &str,
         path: &Path,
         sink: Sink,
         header: &Value,
@@ -71,20 +75,26 @@ impl Writer {
                 shared: Arc::clone(&shared),
             },
         };
-        let name = path.display().to_string();
+        let name = format!("{argument} {}", path.display());
+        let told = name.clone();
         thread::Builder::new().name("trace".into()).spawn(move || {
             let end = thread.run(reader);
-            thread.report(&name, &end);
+            thread.report(&told, &end);
             *thread.shared.lock_end() = Some(end);
             thread.shared.ended.notify_all();
         })?;
         let path = path.into();
-        Ok(Self { path, shared })
+        Ok(Self { path, name, shared })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Who asked for it, and the file.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Has the thread end, once it is woken.
@@ -141,7 +151,7 @@ impl Shared {
     }
 }
 
-/// The file with its count of bytes.
+/// The file with what was written to it.
 struct Out {
     sink: Sink,
     shared: Arc<Shared>,
@@ -152,9 +162,9 @@ impl Out {
         let bytes = lines.bytes();
         let shared = &self.shared;
         self.sink.write_all(bytes, || shared.is_stopping())?;
-        shared
-            .bytes
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let count = |counter: &AtomicU64, more| counter.fetch_add(more, Ordering::Relaxed);
+        count(&shared.bytes, bytes.len() as u64);
+        count(&shared.written, lines.records());
         lines.clear();
         Ok(())
     }
@@ -188,17 +198,14 @@ impl Thread {
         }
         reader.finish(|traced| self.take(traced))?;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        self.lines
-            .end(get(&self.shared.written), get(&self.shared.lost));
+        let records = get(&self.shared.written) + self.lines.records();
+        self.lines.end(records, get(&self.shared.lost));
         self.out.flush(&mut self.lines)
     }
 
     fn take(&mut self, traced: Traced) -> io::Result<()> {
         match traced {
-            Traced::Record(record) => {
-                self.lines.record(&record);
-                self.shared.written.fetch_add(1, Ordering::Relaxed);
-            }
+            Traced::Record(record) => self.lines.record(&record),
             Traced::Lost(count) => {
                 self.lines.lost(count);
                 self.shared.lost.fetch_add(count.into(), Ordering::Relaxed);
@@ -216,15 +223,50 @@ impl Thread {
         let lost = self.shared.lost.load(Ordering::Relaxed);
         if let End::Failed(why) = end {
             tracing::warn!(
-                "--trace {name}: {why}: the trace ends after about {written} records; the guest goes on"
+                "{name}: {why}: the trace ends after about {written} records; the guest goes on"
             );
         }
         if lost > 0 {
             tracing::warn!(
-                "--trace {name}: {lost} records of {} are missing, for they came faster than they \
+                "{name}: {lost} records of {} are missing, for they came faster than they \
                  could be written; the trace has lines \"lost\" where they were",
                 lost + written
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use devices::nvme::trace::{Record, TraceEvent, TracedCommand};
+
+    use super::*;
+
+    #[test]
+    fn records_count_when_they_are_written() {
+        let (tracer, _reader) = Tracer::begin().unwrap();
+        let command = TracedCommand {
+            controller: 1,
+            sqid: 1,
+            cqid: 1,
+            cid: 1,
+            opcode: 2,
+            nsid: 1,
+            bytes: 0,
+        };
+        let record = Record::new(1, command, TraceEvent::Abandoned { latency: 1 });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (path, written) in [(file.path(), 2), (Path::new("/dev/full"), 0)] {
+            let mut lines = Lines::new(&json!({}), &tracer);
+            lines.record(&record);
+            lines.record(&record);
+            let shared = Arc::<Shared>::default();
+            let mut out = Out {
+                sink: Sink::open(path, Duration::ZERO).unwrap(),
+                shared: Arc::clone(&shared),
+            };
+            assert_eq!(out.flush(&mut lines).is_ok(), written > 0);
+            assert_eq!(shared.written.load(Ordering::Relaxed), written);
         }
     }
 }

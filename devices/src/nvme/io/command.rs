@@ -8,6 +8,7 @@ use crate::subsystem::{AttachmentTable, Namespace};
 use super::super::core::Core;
 use super::super::error::CommandError;
 use super::super::prp;
+use super::super::snapshots::Snapshots;
 use super::super::spec::{
     BROADCAST, DsmCdw10, DsmCdw11, DsmRange, NvmOpcode, ReadWriteCdw12, Sqe, Status,
 };
@@ -67,16 +68,18 @@ pub enum Counted {
 }
 
 impl Counted {
-    /// Adds it to a queue's counters.
-    pub fn add_to(self, stats: &SqStats) {
+    /// Adds it to the counters of a queue, and of the namespace of the group's that it was for.
+    pub fn add_to(self, stats: &SqStats, snapshots: &mut Snapshots, nsid: u32) {
         match self {
             Self::Read(bytes) => {
                 stats.reads.add(1);
                 stats.read_bytes.add(bytes);
+                snapshots.count(nsid, |namespace| namespace.read(bytes));
             }
             Self::Write(bytes) => {
                 stats.writes.add(1);
                 stats.written_bytes.add(bytes);
+                snapshots.count(nsid, |namespace| namespace.write(bytes));
             }
             Self::Nothing => {}
         }

@@ -4,7 +4,7 @@
 //! `cargo xtask test cost` counts the instructions of [`serve`] with callgrind, in a release build.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -221,6 +221,27 @@ fn nothing_is_allocated_for_a_command() {
     assert_eq!(allocations(file(), 32, 100), 0);
     assert_eq!(allocations(file(), 1, 100), 0);
     assert_eq!(allocations_of_recording(100), 0);
+}
+
+/// As many commands as a queue of 32 has take three calls, so that storage has something to do soon.
+#[test]
+fn storage_gets_the_start_of_a_batch_early() {
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(BYTES).unwrap();
+    let mut driver = Driver::new(BackendKind::File {
+        path: disk.path().into(),
+        cache: CacheMode::Writeback,
+    });
+    let stats = driver.worker.engine_stats();
+    driver.submit(32);
+    serve(&mut driver.worker);
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    assert_eq!(count(&stats.submissions), 32);
+    if count(&stats.inline) > 0 {
+        println!("skipped: the temporary folder is in memory, where I/O takes no calls");
+        return;
+    }
+    assert_eq!(count(&stats.enters), 3);
 }
 
 /// Reads for `cargo xtask test cost`, which knows these numbers from the name of the test.

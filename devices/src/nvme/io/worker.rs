@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::ram::GuestSlice;
+#[cfg(test)]
+use crate::storage::EngineStats;
 use crate::storage::{BackendError, Cancel, Completion, Engine, Token};
 
 use crate::subsystem::Namespace;
@@ -134,6 +136,12 @@ impl Worker {
             completions: Vec::new(),
             data: Vec::new(),
         })
+    }
+
+    /// What its engine has counted.
+    #[cfg(test)]
+    pub fn engine_stats(&self) -> Arc<EngineStats> {
+        self.engine.stats()
     }
 
     /// Serves until told to stop.
@@ -327,6 +335,9 @@ impl Worker {
         });
         if let Some(recording) = &mut self.recording {
             recording.fetched(key, group, sq, sqe);
+            if !recording.is_read() {
+                self.recording = None;
+            }
         }
         recording::probe_fetched(group, sq, sqe);
         let started = command::start(
@@ -343,28 +354,28 @@ impl Worker {
             Err(error) => self.finish(key, Err(error)),
             Ok(started) if started.pending == 0 => {
                 self.inline = self.inline.saturating_add(started.bytes);
-                self.count(index, sq, started.counted);
+                self.count(index, sq, sqe.nsid, started.counted);
                 let end = started
                     .error
                     .map_or(Ok(0), |error| Err(Kind::of(sqe).error(error)));
                 self.finish(key, end);
             }
             Ok(started) => {
-                self.count(index, sq, started.counted);
+                self.count(index, sq, sqe.nsid, started.counted);
                 if let Some(command) = self.in_flight.get_mut(key) {
                     command.parts = started.pending;
                     command.error = started.error;
                 }
+                self.engine.kick_early();
             }
         }
     }
 
-    fn count(&mut self, group: usize, sq: usize, counted: command::Counted) {
-        let sq = self.groups[group]
-            .as_mut()
-            .and_then(|group| group.sq_mut(sq));
-        if let Some(sq) = sq {
-            counted.add_to(&sq.stats);
+    fn count(&mut self, group: usize, sq: usize, nsid: u32, counted: command::Counted) {
+        if let Some(group) = self.groups[group].as_mut()
+            && let Some(Some(sq)) = group.sqs.get(sq)
+        {
+            counted.add_to(&sq.stats, &mut group.snapshots, nsid);
         }
     }
 

@@ -7,8 +7,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::fakes::wait_until;
 use super::harness::*;
 use crate::nvme::ControllerState;
-use crate::nvme::spec::{BROADCAST, NvmOpcode, Status};
+use crate::nvme::spec::{AdminOpcode, BROADCAST, Cqe, NvmOpcode, Sqe, Status};
 use crate::storage::testing::Mode;
+use crate::subsystem::Traffic;
 
 fn in_flight(machine: &Arc<Machine>) -> Vec<(u32, u64)> {
     let namespaces = machine.subsystem.info().namespaces;
@@ -147,4 +148,58 @@ fn a_controller_says_what_it_is_doing() {
         names.map(|state| serde_json::to_value(state).unwrap()),
         ["shutting-down", "shutdown"]
     );
+}
+
+#[test]
+fn traffic_is_counted_by_namespace_and_outlives_queues_and_controllers() {
+    let machine = Machine::new();
+    machine.memory_namespace(1 << 20, 512);
+    machine.memory_namespace(1 << 20, 4096);
+    let traffic = || {
+        let namespaces = machine.subsystem.info().namespaces;
+        let counts = namespaces.iter().map(|info| info.traffic);
+        counts.collect::<Vec<_>>()
+    };
+    let mut expected = [Traffic::default(); 2];
+    assert_eq!(traffic(), expected);
+    let page = machine.page();
+    let (a, b) = (machine.enabled("a"), machine.enabled("b"));
+    let mut pairs = [a.create_pair(1, 8), a.create_pair(2, 8)];
+    let mut of_b = b.create_pair(1, 8);
+    let on = |nsid, opcode, blocks| Sqe {
+        nsid,
+        ..transfer(opcode, 1, 0, blocks, (page, 0))
+    };
+    let success = |cqe: Cqe| assert_eq!(cqe.status(), Status::SUCCESS);
+    success(a.io(&mut pairs[0], &on(1, NvmOpcode::READ, 8)));
+    success(a.io(&mut pairs[1], &on(1, NvmOpcode::READ, 1)));
+    success(b.io(&mut of_b, &on(1, NvmOpcode::WRITE, 2)));
+    success(b.io(&mut of_b, &on(2, NvmOpcode::READ, 1)));
+    // Neither reads nor writes data; is refused; names nothing.
+    success(a.io(&mut pairs[0], &flush(1)));
+    let beyond = transfer(NvmOpcode::READ, 1, 1 << 40, 1, (page, 0));
+    a.io(&mut pairs[0], &beyond);
+    a.io(&mut pairs[0], &on(1024, NvmOpcode::READ, 1));
+    a.io(&mut pairs[0], &on(u32::MAX, NvmOpcode::READ, 1));
+    expected[0] = Traffic {
+        reads: 2,
+        writes: 1,
+        read_bytes: 9 * 512,
+        written_bytes: 1024,
+    };
+    expected[1].reads = 1;
+    expected[1].read_bytes = 4096;
+    assert_eq!(traffic(), expected);
+
+    a.admin_ok(delete_queue(AdminOpcode::DELETE_SQ, 1));
+    a.admin_ok(delete_queue(AdminOpcode::DELETE_CQ, 1));
+    // Another table for those queues that stay.
+    machine.memory_namespace(4096, 512);
+    success(a.io(&mut pairs[1], &on(2, NvmOpcode::WRITE, 1)));
+    expected[1].writes = 1;
+    expected[1].written_bytes = 4096;
+    assert_eq!(traffic()[..2], expected);
+    a.disable();
+    drop(b);
+    assert_eq!(traffic()[..2], expected);
 }

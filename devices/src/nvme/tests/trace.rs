@@ -261,10 +261,15 @@ fn a_trace_that_nobody_reads_any_more_stops_nothing() {
     machine.memory_namespace(1 << 20, 512);
     let guest = machine.enabled("c");
     let mut pair = guest.create_pair(1, 64);
+    let recorders = watched.tracer.recorders();
+    assert_eq!(recorders, 3, "two threads and an admin queue");
     drop(watched.reader);
     for cid in 0..3000 {
         assert_eq!(guest.io(&mut pair, &flush(cid)).status(), Status::SUCCESS);
     }
+    // Nor is there anybody who records for it but the thread that has nothing to do.
+    guest.identify(1, 0, 0, 0).unwrap();
+    assert_eq!(watched.tracer.recorders(), 1);
     // Nor does a controller that comes later.
     let other = machine.enabled("d");
     wait_until("its identification", || other.identify(1, 0, 0, 0).is_ok());

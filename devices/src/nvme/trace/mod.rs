@@ -128,6 +128,12 @@ impl Tracer {
         Some(Recorder::new(producer, counts, self.start, wake))
     }
 
+    /// How many recorders there are.
+    #[cfg(test)]
+    pub(super) fn recorders(&self) -> usize {
+        Arc::strong_count(&self.wake) - 1
+    }
+
     /// Nobody reads any more.
     fn end(&self) {
         let unread = {

@@ -85,19 +85,21 @@ impl TraceReader {
         let _ = self.tracer.wake.read();
     }
 
-    /// Reads what the rings hold now, in order of time, and returns how many records that were. What is
-    /// recorded meanwhile is left for the next call: between two calls the order is that of each
-    /// recorder only.
+    /// Reads what was recorded until now, in order of time, and returns how many records that were. What
+    /// is recorded meanwhile is left for the next call, whichever ring it is in: a queue that moves from
+    /// one recorder to another stays in order.
     ///
     /// # Errors
     /// Those of `take`; the rest is left for the next call.
     pub fn read(&mut self, mut take: impl FnMut(Traced) -> io::Result<()>) -> io::Result<usize> {
+        // Looked at before the rings: what happened before one of its records is in them by now.
+        let until = self.tracer.now();
         self.lanes.append(&mut self.tracer.new_lanes());
         let mut count = 0;
         for lane in &mut self.lanes {
             lane.due = lane.ring.slots();
         }
-        while let Some(record) = self.next(&mut take)? {
+        while let Some(record) = self.next(until, &mut take)? {
             count += 1;
             take(Traced::Record(record))?;
         }
@@ -105,9 +107,10 @@ impl TraceReader {
         Ok(count)
     }
 
-    /// The oldest record that is due.
+    /// The oldest record that is due and not behind `until`.
     fn next(
         &mut self,
+        until: u64,
         take: &mut impl FnMut(Traced) -> io::Result<()>,
     ) -> io::Result<Option<Record>> {
         let oldest = |lane: &&mut Lane| lane.ring.peek().map_or(u64::MAX, |record| record.time);
@@ -115,6 +118,9 @@ impl TraceReader {
         let Some(lane) = due.min_by_key(oldest) else {
             return Ok(None);
         };
+        if oldest(&lane) > until {
+            return Ok(None);
+        }
         lane.due -= 1;
         let Ok(record) = lane.ring.pop() else {
             return Ok(None);

@@ -132,6 +132,11 @@ impl Recorder {
         self.push(time, open.command, TraceEvent::Abandoned { latency });
     }
 
+    /// Whether what is recorded can still be read. It cannot once the trace's file has failed.
+    pub fn is_read(&self) -> bool {
+        !self.ring.is_abandoned()
+    }
+
     /// Records that its ring holds.
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {

@@ -185,3 +185,39 @@ fn every_record_is_read_or_counted() {
     assert_eq!(records + lost, 2 * EACH);
     assert!(records > 0);
 }
+
+/// A queue that moves from thread to thread and back, command by command.
+#[test]
+fn what_moves_between_recorders_stays_in_order() {
+    const ALL: u64 = 300_000;
+    let (tracer, mut reader) = Tracer::begin().unwrap();
+    let mut recorders = [(); 2].map(|()| tracer.recorder(IO_RECORDS).unwrap());
+    let mover = std::thread::spawn(move || {
+        for number in 0..ALL {
+            let recorder = &mut recorders[usize::from(number % 2 == 1)];
+            let sqe = Sqe {
+                prp1: number,
+                ..sqe(0)
+            };
+            recorder.fetched_io(PLACE, &sqe, None);
+        }
+    });
+    let mut last = None;
+    let mut look = |traced| {
+        if let Traced::Record(Record {
+            event: TraceEvent::Fetched { prp1, .. },
+            ..
+        }) = traced
+        {
+            assert!(last < Some(prp1), "{prp1} behind {last:?}");
+            last = Some(prp1);
+        }
+        Ok(())
+    };
+    while !mover.is_finished() {
+        reader.read(&mut look).unwrap();
+    }
+    mover.join().unwrap();
+    reader.finish(&mut look).unwrap();
+    assert!(last.is_some());
+}

@@ -154,6 +154,10 @@ impl Engine {
     /// become so many. More end at once with `EAGAIN`.
     pub const BURST: usize = 1024;
 
+    /// Requests from which on [`Engine::kick_early`] starts them: for fewer a call costs more than the
+    /// storage's wait.
+    const EARLY: usize = 4;
+
     /// How long dropping an engine waits for the kernel to let go of guest memory.
     const DROP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -229,6 +233,20 @@ impl Engine {
     /// To be called before sleeping, also after [`super::Backend::cancel`].
     pub fn kick(&mut self) {
         self.batch.end();
+        self.send();
+    }
+
+    /// Starts what is queued, if there is twice as much of it as the kernel has: storage that has done
+    /// all it had would be idle while a large batch comes together, and do it at one go again. To be called
+    /// between the requests of a batch. Three calls are made for 32 requests, and one for four.
+    pub fn kick_early(&mut self) {
+        let queued = self.slab.queued();
+        if queued >= Self::EARLY && queued / 2 >= self.slab.used().saturating_sub(queued) {
+            self.send();
+        }
+    }
+
+    fn send(&mut self) {
         match &mut self.driver {
             Driver::Rings(rings) => {
                 if !rings.submit(&mut self.slab, &self.stats) {

@@ -101,6 +101,31 @@ fn a_batch_takes_one_enter() {
     }
 }
 
+/// Storage does not wait for the end of a large batch; nor does a small one take more calls.
+#[test]
+fn idle_storage_gets_the_start_of_a_batch_early() {
+    for (requests, calls) in [(3, &[][..]), (4, &[4]), (31, &[4, 12]), (36, &[4, 12, 36])] {
+        for kind in KINDS {
+            let (mut rig, file) = (Rig::new(kind), image(None, 1 << 20));
+            let (backend, stats) = (open_image(&file), rig.engine.stats());
+            let slice = rig.ram.slice(0, 512).unwrap();
+            let mut sent = Vec::new();
+            for i in 0..requests {
+                let (_, submitted) = rig.submit(&*backend, WRITE, i * 512, &[slice]);
+                assert_eq!(submitted, Submitted::Pending);
+                let before = count(&stats.enters);
+                rig.engine.kick_early();
+                if count(&stats.enters) > before {
+                    sent.push(count(&stats.submissions));
+                }
+            }
+            assert_eq!(sent, calls, "{requests} requests, {kind:?}");
+            rig.engine.kick();
+            rig.wait(usize::try_from(requests).unwrap());
+        }
+    }
+}
+
 /// One read at a time from the page cache needs no ring; several take one call together.
 #[test]
 fn cached_reads_that_come_alone_are_done_at_once() {

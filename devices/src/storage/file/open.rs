@@ -145,7 +145,7 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
     } else {
         libc::F_WRLCK
     };
-    let Err(source) = lock_soon(file, kind) else {
+    let Err(source) = lock_soon(file, kind, || std::thread::sleep(LOCK_PAUSE)) else {
         return Ok(());
     };
     let path = path.into();
@@ -156,8 +156,8 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
 }
 
 /// Tries for [`LOCK_LIMIT`]: a process that has just ended still holds its lock while the kernel takes
-/// its io_uring apart.
-fn lock_soon(file: &File, kind: libc::c_int) -> io::Result<()> {
+/// its io_uring apart. Between two tries it calls `pause`.
+pub(super) fn lock_soon(file: &File, kind: libc::c_int, mut pause: impl FnMut()) -> io::Result<()> {
     let deadline = Instant::now() + LOCK_LIMIT;
     loop {
         match set_lock(file, kind) {
@@ -165,7 +165,7 @@ fn lock_soon(file: &File, kind: libc::c_int) -> io::Result<()> {
                 if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
                     && Instant::now() < deadline =>
             {
-                std::thread::sleep(LOCK_PAUSE);
+                pause();
             }
             result => return result,
         }

@@ -127,15 +127,19 @@ fn a_second_writer_is_refused() {
 #[test]
 fn an_image_that_is_let_go_of_soon_is_waited_for() {
     let file = image(None, 4096);
-    let held = open(&config(file.path())).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            // Nothing tells that the other thread has asked once.
-            std::thread::sleep(open::LOCK_LIMIT / 10);
-            drop(held);
-        });
-        drop(open(&config(file.path())).unwrap());
-    });
+    let mut held = Some(open(&config(file.path())).unwrap());
+    let mut pauses = 0;
+    // Whoever holds it lets go of it when it was asked for once.
+    let pause = || {
+        pauses += 1;
+        drop(held.take());
+    };
+    open::lock_soon(file.as_file(), libc::F_WRLCK, pause).unwrap();
+    assert_eq!(pauses, 1);
+    // Locked by the test now, for longer than anybody waits.
+    let start = std::time::Instant::now();
+    assert!(error(&config(file.path())).contains("is in use"));
+    assert!(start.elapsed() >= open::LOCK_LIMIT);
 }
 
 #[test]

@@ -25,6 +25,14 @@ const CREDIT: u8 = 6;
 const CLOSED: u8 = 7;
 const EXIT: u8 = 8;
 const FAILED: u8 = 9;
+const INPUT: u8 = 10;
+
+/// Version of the frames.
+const VERSION: u8 = 2;
+/// Where input can be taken with string instructions.
+const INPUT_PORT: u16 = 0x2f0;
+/// Input that is on its way at once, at most.
+const INPUT_WINDOW: usize = 16 << 10;
 
 /// Sends a frame.
 fn send(kind: u8, contents: &[u8]) {
@@ -70,7 +78,8 @@ pub fn run(machine: &Machine) -> Outcome {
     match act {
         "failed" => send(FAILED, b"\x7fnothing: not found"),
         "nonsense" => send(99, b"?"),
-        _ => send(READY, &[1]),
+        "take" => send(READY, &[VERSION, 1]),
+        _ => send(READY, &[VERSION, 0]),
     }
     match act {
         "exit" => {
@@ -91,6 +100,7 @@ pub fn run(machine: &Machine) -> Outcome {
             send(STDOUT, &[b'x'; PART]);
         },
         "echo" => echo()?,
+        "take" => take()?,
         "spin" => loop {
             core::hint::spin_loop();
         },
@@ -170,6 +180,41 @@ fn echo() -> Outcome {
             }
             (STDIN_END, 0) => return Ok(()),
             (CREDIT, _) => {}
+            (kind, _) => fail!("a frame of kind {kind}"),
+        }
+    }
+}
+
+/// Sends the input back that it takes at its port, until its end.
+fn take() -> Outcome {
+    let mut buffer = [0; 1024];
+    let mut input = [0; INPUT_WINDOW];
+    let mut credit = 256 << 10;
+    loop {
+        match receive(&mut buffer)? {
+            (INPUT, 2) => {
+                let [a, b, ..] = buffer;
+                let length = usize::from(u16::from_le_bytes([a, b]));
+                let input = &mut input[..length];
+                let start = io::in32(INPUT_PORT);
+                // As if the first half had been lost.
+                io::in_string(INPUT_PORT, &mut input[..length / 2]);
+                io::out32(INPUT_PORT, start);
+                io::in_string(INPUT_PORT, input);
+                ensure!(
+                    io::in32(INPUT_PORT).wrapping_sub(start) == length as u32,
+                    "the place is not behind the input"
+                );
+                ensure!(credit >= length, "no credit");
+                send(STDOUT, input);
+                credit -= length;
+                send(CREDIT, &[0, a, b, 0, 0]);
+            }
+            (STDIN_END, 0) => return Ok(()),
+            (CREDIT, 5) if buffer[0] == 1 => {
+                let [_, a, b, c, d, ..] = buffer;
+                credit += u32::from_le_bytes([a, b, c, d]) as usize;
+            }
             (kind, _) => fail!("a frame of kind {kind}"),
         }
     }

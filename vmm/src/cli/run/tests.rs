@@ -164,11 +164,13 @@ fn wrong_values_are_refused() {
             ("run --kernel= ", "--kernel: the path is empty"),
             (
                 "run bzImage",
-                "bzImage: unexpected argument; a kernel is given with --kernel, an image with --disk",
+                "bzImage: unexpected argument; a kernel is given with --kernel, an image with --disk, \
+                 a command behind \"--\"",
             ),
             (
                 "run --kernel x - -v",
-                "-: unexpected argument; a kernel is given with --kernel, an image with --disk",
+                "-: unexpected argument; a kernel is given with --kernel, an image with --disk, \
+                 a command behind \"--\"",
             ),
             (
                 &format!("{K} -m 63M"),

@@ -30,6 +30,8 @@ const ENOUGH: u64 = 20;
 const SHOWN_QUEUES: usize = 24;
 
 const WIDTH: f64 = 1200.0;
+/// Height of the strip of errors.
+const STRIP: f64 = 6.0;
 const RATE: (f64, f64) = (480.0, 620.0);
 const QUEUES_TOP: f64 = 670.0;
 
@@ -90,7 +92,10 @@ impl Plot {
         );
         let length = self.last.saturating_sub(self.origin.unwrap_or(0));
         let errors: u64 = self.errors.iter().sum();
-        let lost: u64 = self.lost.iter().sum();
+        let lost = self
+            .lost
+            .iter()
+            .fold(0u64, |sum, lost| sum.saturating_add(*lost));
         let facts = format!(
             "{} commands in {}, {errors} errors, {lost} records lost; berth {}, began {}",
             self.count,
@@ -110,7 +115,11 @@ impl Plot {
             x += 35.0 + name.len() as f64 * 7.0;
         }
         if errors > 0 {
-            cross(svg, (x + 6.0, 70.0), "");
+            if self.single.is_some() {
+                cross(svg, (x + 6.0, 70.0), "");
+            } else {
+                svg.rect((x, 67.0), (12.0, STRIP), ERROR, "");
+            }
             svg.text((x + 17.0, 75.0), Anchor::Start, "", "error or abandoned");
             x += 150.0;
         }
@@ -228,13 +237,17 @@ impl Plot {
         }
     }
 
-    /// Where commands failed, above the fields, for these do not tell.
+    /// Where commands failed and how many, in a strip above the fields, for these do not tell.
+    #[allow(clippy::cast_precision_loss)] // a picture
     fn error_marks(&self, svg: &mut Svg, scale: &Scale) {
+        let most = self.errors.iter().copied().max().unwrap_or(0).max(1) as f64;
         let errors = self.errors.iter().enumerate();
         for (column, count) in errors.filter(|(_, count)| **count > 0) {
             let (x, w) = scale.column(column);
-            let title = format!("<title>{count} errors or abandoned</title>");
-            cross(svg, (x + w / 2.0, LATENCY.0 + 6.0), &title);
+            let (y, opacity) = (LATENCY.0 - STRIP, 0.3 + 0.7 * *count as f64 / most);
+            svg.raw(format_args!(
+                r#"<rect x="{x:.1}" y="{y:.1}" width="{w:.1}" height="{STRIP:.1}" fill="{ERROR}" fill-opacity="{opacity:.2}"><title>{count} errors or abandoned</title></rect>"#
+            ));
         }
     }
 
@@ -307,9 +320,11 @@ impl Plot {
     /// What each queue has in flight: its commands as bars, or how many on average.
     fn flights(&self, svg: &mut Svg, scale: &Scale, lanes: &[Lane]) {
         let left_out = self.queues.len() - lanes.len();
-        let mut head = "In flight, by controller and submission queue (0: admin)".to_owned();
+        let mut head =
+            "In flight, by controller and submission queue (0: admin, without requests for events)"
+                .to_owned();
         if self.single.is_none() {
-            head += "; top: the highest mean of a column";
+            head += "; top: the highest mean of a column, at least 1";
         }
         if left_out > 0 {
             let _ = write!(
@@ -334,12 +349,13 @@ impl Plot {
         }
     }
 
-    /// The number in flight over time, on average in each column; the highest fills the lane.
+    /// The number in flight over time, on average in each column; the highest fills the lane, unless it is
+    /// below 1.
     #[allow(clippy::cast_precision_loss)] // a picture
     fn area(&self, svg: &mut Svg, scale: &Scale, lane: &Lane) {
         let busy = &self.queues[lane.queue].busy;
         let base = lane.top + lane.height;
-        let most = busy.iter().copied().max().unwrap_or(0).max(1) as f64;
+        let most = busy.iter().copied().max().unwrap_or(0).max(self.width) as f64;
         let mut path = String::new();
         for (column, busy) in busy.iter().enumerate().filter(|(_, busy)| **busy > 0) {
             let (x, w) = scale.column(column);

@@ -74,9 +74,9 @@ impl Scale {
     /// Lines of time through all panels, with their labels.
     pub fn grid(&self, svg: &mut Svg, bottom: f64) {
         let (unit, name) = match self.length {
-            short if short < 1e4 => (1.0, "ns"),
-            short if short < 1e7 => (1e3, "us"),
-            middle if middle < 1e10 => (1e6, "ms"),
+            short if short < 3e3 => (1.0, "ns"),
+            short if short < 3e6 => (1e3, "us"),
+            middle if middle < 3e9 => (1e6, "ms"),
             _ => (1e9, "s"),
         };
         for tick in ticks(self.length / unit, 10.0) {

@@ -24,6 +24,11 @@ impl Recording {
         }
     }
 
+    /// Whether somebody still reads.
+    pub(super) fn is_read(&self) -> bool {
+        self.recorder.is_read()
+    }
+
     /// A command of the queue at `sq` was fetched.
     #[cold]
     pub(super) fn fetched(&mut self, key: Key, group: &Group, sq: usize, sqe: &Sqe) {
