@@ -155,25 +155,28 @@ fn large_input(runner: &Runner<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Where the kernel lets no program use I/O ports, everything goes through the terminal of COM2.
+/// Where the kernel lets no program use I/O ports, everything goes through the terminal of COM2, byte by byte.
 pub fn without_ports(kit: &Kit) -> Result<()> {
     let runner = newest(kit);
-    let options = ["-v", "--append", "lockdown=integrity", "--"];
+    // The console is shown, for what the guest says of its ports, but the kernel's own words are not.
+    let options = ["-v", "--append", "quiet lockdown=integrity", "--"];
     let with = |words: &[&'static str]| [&options, words].concat();
-    let input: String = (0..4000).map(|number| format!("{number}\n")).collect();
+    let input: String = (0..1000).map(|number| format!("{number}\n")).collect();
     let done = runner.run(&with(&["cat"]), Stdin::Given(input.clone().into_bytes()))?;
     ensure!(
         done.stderr.contains("input and output go byte by byte"),
         "the ports could be used: {done:?}"
     );
     ensure!(done.exit.success() && done.stdout == input, "{done:?}");
-    let script = "yes 0123456789abcde | head -c 300000; echo err >&2; exit 7";
+    // More than the guest's driver holds at once.
+    let script = "yes 0123456789abcde | head -c 16000; echo err >&2; exit 7";
     let done = runner.ends(&with(&["sh", "-c", script]), 7)?;
-    let expected = "0123456789abcde\n".repeat(300_000 / 16);
-    ensure!(done.stdout == expected, "{} bytes came", done.stdout.len());
+    ensure!(
+        done.stdout == "0123456789abcde\n".repeat(1000),
+        "{} bytes came",
+        done.stdout.len()
+    );
     ensure!(done.stderr.contains("err\n"), "{done:?}");
-    let done = runner.ends(&with(&["no-such-command"]), 127)?;
-    ensure!(done.stderr.contains("not found"), "{done:?}");
     Ok(())
 }
 
@@ -259,16 +262,14 @@ pub fn file_systems(kit: &Kit) -> Result<()> {
             let image = dir.path().join(kind);
             fs::copy(kit.file(&format!("root.{kind}")), &image).context(kind)?;
             let image = image.display().to_string();
-            let script = format!("grep -c ' / {kind} rw' /proc/mounts; echo written >/mark");
+            let script = format!("grep -c ' / {kind} rw' /proc/mounts; echo written >/x; cat /x");
             let words = ["--rootfs", &image, "--", "sh", "-c", &script];
-            runner.prints(&words, "1\n")?;
-            let read_only = format!("{image},ro");
-            let script =
-                format!("cat /mark; grep -c ' / {kind} ro' /proc/mounts; touch /x || exit 3");
-            let done = runner.ends(&["--rootfs", &read_only, "--", "sh", "-c", &script], 3)?;
-            ensure!(done.stdout == "written\n1\n", "{done:?}");
+            runner.prints(&words, "1\nwritten\n")?;
         }
-        let image = kit.file("root.squashfs").display().to_string();
+        // It is read only without being told.
+        let image = dir.path().join("squashfs");
+        fs::copy(kit.file("root.squashfs"), &image).context("squashfs")?;
+        let image = image.display().to_string();
         let script = "grep -c ' / squashfs ro' /proc/mounts; echo x >/tmp/x; cat /tmp/x";
         let words = ["--rootfs", &image, "--", "sh", "-c", script];
         runner.prints(&words, "1\nx\n")?;

@@ -94,10 +94,9 @@ pub fn ensure(context: &Context, kit: &Path) -> Result<()> {
 fn is_whole(kit: &Path, dir: &Path) -> bool {
     let release = fs::read_to_string(dir.join("release")).unwrap_or_default();
     let modules = kit.join("lib/modules").join(&release);
-    let has = |module| matches!(find_packaged(&modules, module), Ok(Some(_)));
-    !release.is_empty()
-        && modules.join("modules.builtin").is_file()
-        && PACKAGED.into_iter().all(has)
+    let has = |name: &str| matches!(find_packaged(&modules, name), Ok(Some(_)));
+    let packaged = packaged(&modules).unwrap_or_default();
+    !release.is_empty() && !packaged.is_empty() && packaged.iter().all(|name| has(name))
 }
 
 /// Folder of the newest kernel in `kit`.
@@ -156,7 +155,7 @@ fn fetch_from(context: &Context, kernel: &Kernel, suite: &str, dir: &Path) -> Re
 /// Keeps some modules as packaged, and the list of those that are built in.
 fn pack_modules(modules: &Path, into: &Path) -> Result<()> {
     fs::create_dir_all(into.join("kernel"))?;
-    for module in PACKAGED {
+    for module in packaged(modules)? {
         let found = find_packaged(modules, module)?;
         let found = found.with_context(|| format!("the package has no module {module}"))?;
         let name = found.file_name().context("a file without a name")?;
@@ -165,6 +164,18 @@ fn pack_modules(modules: &Path, into: &Path) -> Result<()> {
     let list = "modules.builtin";
     fs::copy(modules.join(list), into.join(list))?;
     Ok(())
+}
+
+/// Those of [`PACKAGED`] that this kernel does not have built in.
+fn packaged(modules: &Path) -> Result<Vec<&'static str>> {
+    let built_in = fs::read_to_string(modules.join("modules.builtin"))?;
+    let is_built_in = |name: &str| {
+        let file = format!("/{name}.ko");
+        built_in.lines().any(|line| line.ends_with(&file))
+    };
+    let mut packaged = PACKAGED.to_vec();
+    packaged.retain(|name| !is_built_in(name));
+    Ok(packaged)
 }
 
 fn find_packaged(modules: &Path, name: &str) -> Result<Option<PathBuf>> {

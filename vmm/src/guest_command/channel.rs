@@ -430,6 +430,7 @@ impl Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use devices::bus::BusDevice;
 
     struct Fixture {
         channel: Channel,
@@ -524,6 +525,28 @@ mod tests {
         let closed = Short::Closed(Stream::Stdin).encode();
         fixture.guest.write_all(&closed).unwrap();
         assert_eq!(fixture.channel.outbox.input_room(), None);
+    }
+
+    #[test]
+    fn input_that_was_passed_on_is_forgotten() {
+        let mut fixture = fixture();
+        let ready = Short::Ready(VERSION, true).encode();
+        fixture.guest.write_all(&ready).unwrap();
+        let room = Room {
+            bytes: Stream::Stdin.window(),
+            at_port: true,
+        };
+        assert_eq!(fixture.channel.outbox.input_room(), Some(room));
+        let port = fixture.channel.input_port();
+        port.offer(b"abc");
+        fixture.channel.outbox.used(3);
+        let credit = Short::Credit(Stream::Stdin, 2).encode();
+        fixture.guest.write_all(&credit).unwrap();
+        // The guest cannot go back behind it.
+        port.write(0, &[0; 4]);
+        let mut place = [0; 4];
+        port.read(0, &mut place);
+        assert_eq!(u32::from_le_bytes(place), 2);
     }
 
     /// However much a guest prints, no more than the windows are held; what is too much ends it.
