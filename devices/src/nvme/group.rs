@@ -51,6 +51,12 @@ impl Sq {
     pub fn in_flight(&self) -> u32 {
         self.stats.in_flight.get()
     }
+
+    fn publish_event_index(&mut self, shadow: &Shadow, index: u32) {
+        if self.event_index.replace(index) != Some(index) {
+            shadow.set_event_index(DoorbellId::sq(self.queue.id()), index);
+        }
+    }
 }
 
 /// What keeps a submission queue with commands in it from being served.
@@ -388,14 +394,22 @@ impl Group {
         work
     }
 
+    /// After sleep: asks the guest not to ring any more, before it sees the completions that woke the
+    /// thread: it will answer them with commands, and the thread looks for those by itself now.
+    pub fn end_sleep(&mut self) {
+        let Some(shadow) = &self.shadow else { return };
+        for sq in self.sqs.iter_mut().flatten() {
+            let lap = sq.queue.head_minus_one();
+            sq.publish_event_index(shadow, lap);
+        }
+    }
+
     fn publish_sq_event_index(&mut self, index: usize) {
         let (Some(shadow), Some(sq)) = (&self.shadow, self.sqs[index].as_mut()) else {
             return;
         };
-        let head = sq.queue.head();
-        let running = sq.state == State::Running && self.state == State::Running;
-        if running && sq.event_index.replace(head) != Some(head) {
-            shadow.set_event_index(DoorbellId::sq(sq.queue.id()), head);
+        if sq.state == State::Running && self.state == State::Running {
+            sq.publish_event_index(shadow, sq.queue.head());
         }
     }
 

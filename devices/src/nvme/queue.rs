@@ -50,6 +50,11 @@ impl SubmissionQueue {
         self.head
     }
 
+    /// The index before [`SubmissionQueue::head`]: the guest's tail passes that only after a lap.
+    pub fn head_minus_one(&self) -> u32 {
+        self.head.checked_sub(1).unwrap_or(self.entries - 1)
+    }
+
     /// Fetches the next command, unless `tail` (below the queue's size) says there is none.
     pub fn pop(&mut self, tail: u32) -> Option<Sqe> {
         if self.head == tail {

@@ -21,6 +21,7 @@ use crate::nvme::tests::held::{subsystem, table_of_subsystem};
 use crate::nvme::trace::{IO_RECORDS, Traced, Tracer};
 use crate::pci::msix::Msix;
 use crate::ram::{GuestRam, MappedRange};
+use crate::storage::testing::{Mode, TestBackend};
 use crate::storage::{Backend, BackendConfig, BackendKind, CacheMode, Engine, open};
 use crate::subsystem::NamespaceConfig;
 
@@ -221,6 +222,29 @@ fn nothing_is_allocated_for_a_command() {
     assert_eq!(allocations(file(), 32, 100), 0);
     assert_eq!(allocations(file(), 1, 100), 0);
     assert_eq!(allocations_of_recording(100), 0);
+}
+
+/// A guest that answers the completion for which the thread woke rings no doorbell: that would be an exit.
+#[test]
+fn the_guest_need_not_ring_once_the_thread_is_awake() {
+    let (backend, control) = TestBackend::new(BYTES, 4096);
+    control.set_mode(Mode::Hold);
+    let mut driver = Driver::with(backend);
+    let indices = driver.ram.map(INDICES, 4096).unwrap();
+    let index = || indices.load_u32(8, Ordering::Relaxed);
+    for (tail, lap) in [(1, 0), (2, 1)] {
+        driver.submit(1);
+        serve(&mut driver.worker);
+        // Beside what wakes it already, the thread asks to be rung for.
+        assert!(control.release_one());
+        driver.worker.has_work();
+        assert_eq!(index(), tail);
+        driver.worker.sleep();
+        assert_eq!(index(), lap);
+        assert!(driver.take().is_none(), "the guest saw it before");
+        serve(&mut driver.worker);
+        assert!(driver.take().is_some());
+    }
 }
 
 /// As many commands as a queue of 32 has take three calls, so that storage has something to do soon.

@@ -583,9 +583,10 @@ impl Worker {
     }
 
     /// Sleeps until something happens, unless it has.
-    fn sleep(&mut self) {
+    pub(super) fn sleep(&mut self) {
         let shared = Arc::clone(&self.shared);
         shared.sleeper.sleep(self, Self::has_work, Self::wait);
+        self.groups.iter_mut().flatten().for_each(Group::end_sleep);
     }
 
     /// How long to look for work before sleeping: what the most eager controller here asks for.
@@ -597,7 +598,7 @@ impl Worker {
             .unwrap_or_default()
     }
 
-    fn has_work(&mut self) -> bool {
+    pub(super) fn has_work(&mut self) -> bool {
         let room = self.engine.has_room();
         let mut work = self.shared.has_messages();
         for group in self.groups.iter_mut().flatten() {
