@@ -96,7 +96,8 @@ impl Host {
         threads.sort();
         let descriptors = fs::read_dir(format!("{process}/fd")).unwrap().count();
         let stats = self.ok("info stats");
-        let kvm = stats.split("\"kvm\"").nth(1).unwrap().to_owned();
+        let kvm = stats.split("\"kvm\"").nth(1).unwrap();
+        let kvm = kvm.split('}').next().unwrap().to_owned();
         let subsystem = self.ok("info subsys");
         let places = subsystem.lines().filter(|line| {
             ["\"addr\"", "\"cntlid\"", "\"id\""]
