@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use devices::legacy::acpi::AcpiRegisters;
 use devices::pci::root::bdf;
+use devices::subsystem::{NamespaceInfo, Traffic};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -203,7 +204,17 @@ fn controllers(registry: &Registry) -> Result<Vec<Value>, CommandError> {
     }))
 }
 
-/// Each namespace with its subsystem.
+/// A namespace with its subsystem and its counters.
+#[derive(Serialize)]
+struct NamespaceStats<'a> {
+    #[serde(flatten)]
+    info: &'a NamespaceInfo,
+    #[serde(flatten)]
+    traffic: Traffic,
+    subsys: &'a str,
+}
+
+/// Each namespace with its subsystem and its counters.
 fn namespaces(registry: &Registry) -> Result<Vec<Value>, CommandError> {
     let mut values = Vec::new();
     for (_, object) in registry.iter() {
@@ -216,9 +227,11 @@ fn namespaces(registry: &Registry) -> Result<Vec<Value>, CommandError> {
         };
         // None for one that is on its way out.
         if let Some(info) = subsystem.namespace_info(namespace.nsid()) {
-            let mut value = to_value(&info)?;
-            value["subsys"] = subsystem.id().into();
-            values.push(value);
+            values.push(to_value(&NamespaceStats {
+                traffic: info.traffic,
+                info: &info,
+                subsys: subsystem.id(),
+            })?);
         }
     }
     Ok(values)

@@ -224,7 +224,7 @@ pub struct NamespaceInfo {
     pub attached: Vec<String>,
     /// Commands in flight on it over all controllers.
     pub in_flight: u64,
-    /// Read and Write commands on it so far.
-    #[serde(flatten)]
+    /// Read and Write commands on it so far; no property, and so not among those that are serialized.
+    #[serde(skip)]
     pub traffic: Traffic,
 }
